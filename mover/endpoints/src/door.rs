@@ -1,0 +1,445 @@
+//! The one door from a locator to an open endpoint: probes, chooses the best way in, refuses what would
+//! destroy something, and records every downgrade.
+
+use std::fs::{File, OpenOptions as StdOpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use mover_engine::capability::probe_direct;
+use mover_engine::sys::{
+    RAMFS_MAGIC, TMPFS_MAGIC, block_device_size, filesystem_magic, filesystem_name, is_read_only_device,
+};
+use mover_engine::{Alignment, Control, Sink, Source};
+use mover_model::event::Degradation;
+use mover_model::units::format_size;
+use mover_model::{Error, ErrorKind, Locator, Operation, Result};
+
+use crate::facts::device_facts;
+use crate::file::{FileSink, FileSource, Handles, Identity, Zeroing};
+use crate::guard::{has_writer, lock_target, refuse_loop_backing, refuse_same};
+use crate::null::Null;
+use crate::signature::find_signature;
+use crate::stream::{StreamSink, StreamSource};
+
+/// Whether O_DIRECT is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direct {
+    /// An error where it cannot be.
+    Required,
+    /// Where it can be and helps; a downgrade is recorded.
+    Auto,
+    /// Never.
+    Off,
+}
+
+/// How both kinds of endpoint are opened.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions {
+    /// Whether O_DIRECT is used.
+    pub direct: Direct,
+}
+
+/// How a target is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TargetOptions {
+    /// Overwrite what is there.
+    pub force: bool,
+    /// The target is one that an earlier run began: its identity is checked by the caller.
+    pub resume: bool,
+    /// Only listed extents are written: the target keeps its size and its other bytes.
+    pub keep_content: bool,
+    /// Bytes that will be written; `None` for a stream.
+    pub size: Option<u64>,
+    /// Look, but change nothing: for `--dry-run`.
+    pub dry_run: bool,
+}
+
+/// An open source.
+pub struct OpenSource {
+    /// What the engine reads.
+    pub source: Box<dyn Source>,
+    /// The file, where it is one: for calls outside the engine.
+    pub file: Option<Arc<FileSource>>,
+    /// What it was when it was opened; `None` for null and streams.
+    pub identity: Option<Identity>,
+    /// Where it lies and how it is read, in words.
+    pub medium: Medium,
+    /// Something the user should know.
+    pub warning: Option<String>,
+}
+
+/// An open target.
+pub struct OpenTarget {
+    /// What the engine writes.
+    pub sink: Box<dyn Sink>,
+    /// The file, where it is one: for calls outside the engine.
+    pub file: Option<Arc<FileSink>>,
+    /// What it was when it was opened; `None` for null and streams.
+    pub identity: Option<Identity>,
+    /// Where it lies.
+    pub medium: Medium,
+    /// Whether this run made the file.
+    pub created: bool,
+}
+
+/// Where an endpoint's bytes lie, as far as choices depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Memory (tmpfs, ramfs) or nothing (null): every transfer is a copy by a CPU.
+    Memory,
+    /// A device or filesystem.
+    Storage,
+    /// A pipe.
+    Stream,
+}
+
+struct Shared<T: ?Sized>(Arc<T>);
+
+macro_rules! forward {
+    ($trait:ident for $type:ty { $($name:ident(&self $(, $arg:ident: $kind:ty)*) -> $result:ty;)* }) => {
+        impl $trait for Shared<$type> {
+            $(fn $name(&self $(, $arg: $kind)*) -> $result { self.0.$name($($arg),*) })*
+        }
+    };
+}
+
+type ExtentIterator<'a> = Box<dyn Iterator<Item = Result<mover_model::Extent>> + Send + 'a>;
+
+forward!(Source for FileSource {
+    label(&self) -> String;
+    size(&self) -> Option<u64>;
+    access(&self) -> mover_engine::Access;
+    alignment(&self, access: mover_engine::Access) -> Alignment;
+    extents(&self) -> Result<ExtentIterator<'_>>;
+    lane(&self, access: mover_engine::Access, setup: &mut mover_engine::LaneSetup<'_>) -> Result<Box<dyn mover_engine::Lane>>;
+});
+
+forward!(Sink for FileSink {
+    label(&self) -> String;
+    capacity(&self) -> Option<u64>;
+    access(&self) -> mover_engine::Access;
+    alignment(&self, access: mover_engine::Access) -> Alignment;
+    reads_zero(&self) -> bool;
+    lane(&self, access: mover_engine::Access, setup: &mut mover_engine::LaneSetup<'_>) -> Result<Box<dyn mover_engine::Lane>>;
+    flush(&self) -> Result<()>;
+    finish(&self, size: u64) -> Result<()>;
+});
+
+/// Opens a source.
+///
+/// # Errors
+/// `Unreachable` when it is not there or may not be read, `Usage` when it is no disk, `Downgrade` when
+/// O_DIRECT is required and not to be had.
+pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -> Result<OpenSource> {
+    let path = match locator {
+        Locator::Null { size: None } => {
+            return Err(Error::usage("a null: source needs a size, such as null:1G"));
+        }
+        Locator::Null { size } => {
+            let source = Box::new(Null { size: *size });
+            return Ok(OpenSource {
+                source,
+                file: None,
+                identity: None,
+                medium: Medium::Memory,
+                warning: None,
+            });
+        }
+        Locator::Stream => {
+            let file = duplicate(std::io::stdin().as_fd(), "-")?;
+            return Ok(stream_source(file, "-".to_owned()));
+        }
+        Locator::Path(path) => path,
+    };
+    let label = path.display().to_string();
+    let meta = std::fs::metadata(path).map_err(|error| Error::io(Operation::Open, &label, &error))?;
+    if meta.is_dir() {
+        return Err(Error::usage("is a folder, not a disk").at(label));
+    }
+    let file = File::open(path).map_err(|error| Error::io(Operation::Open, &label, &error))?;
+    let kind = meta.file_type();
+    if kind.is_fifo() {
+        return Ok(stream_source(file, label));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::usage("is no regular file, block device or pipe")
+            .at(label)
+            .hint("for zeros, use null:SIZE"));
+    }
+    let is_block = kind.is_block_device();
+    let size = size_of(&file, is_block, &label)?;
+    let medium = medium_of(&file, is_block);
+    let direct =
+        open_direct(path, &file, StdOpenOptions::new().read(true), options.direct, medium, &label, control)?;
+    let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
+    let warning = has_writer(&file).then(|| {
+        format!("{label} is open for writing by a virtual machine: the copy may mix moments; take a snapshot first")
+    });
+    let polled = device_facts(&file).is_some_and(|facts| facts.polls);
+    let handles = Handles { label, buffered: file, direct, is_block, polled, size };
+    let file = Arc::new(FileSource(handles));
+    Ok(OpenSource {
+        source: Box::new(Shared(file.clone())),
+        file: Some(file),
+        identity: Some(identity),
+        medium,
+        warning,
+    })
+}
+
+fn stream_source(file: File, label: String) -> OpenSource {
+    let source = Box::new(StreamSource::new(file, label));
+    OpenSource { source, file: None, identity: None, medium: Medium::Stream, warning: None }
+}
+
+/// Opens a target, and creates it where it is a file that does not exist.
+///
+/// # Errors
+/// `Refused` for everything that would destroy something unasked, `Busy` for a locked file, `Unreachable`
+/// when it may not be opened, `Downgrade` when O_DIRECT is required and not to be had.
+pub fn open_target(
+    locator: &Locator,
+    target: TargetOptions,
+    options: OpenOptions,
+    source: Option<&Path>,
+    control: &Control,
+) -> Result<OpenTarget> {
+    let path = match locator {
+        Locator::Null { size } => {
+            if let (Some(size), Some(needed)) = (size, target.size) {
+                refuse_smaller(&locator.to_string(), *size, needed)?;
+            }
+            let sink = Box::new(Null { size: *size });
+            return Ok(OpenTarget {
+                sink,
+                file: None,
+                identity: None,
+                medium: Medium::Memory,
+                created: false,
+            });
+        }
+        Locator::Stream => {
+            let file = duplicate(std::io::stdout().as_fd(), "-")?;
+            let sink = Box::new(StreamSink::new(file, "-".to_owned()));
+            return Ok(OpenTarget {
+                sink,
+                file: None,
+                identity: None,
+                medium: Medium::Stream,
+                created: false,
+            });
+        }
+        Locator::Path(path) => path,
+    };
+    let label = path.display().to_string();
+    let existing = match std::fs::metadata(path) {
+        Ok(meta) => Some(meta),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io(Operation::Open, label, &error)),
+    };
+    if let Some(meta) = &existing {
+        let kind = meta.file_type();
+        if meta.is_dir() {
+            return Err(Error::usage("is a folder: name the file in it").at(label));
+        }
+        if kind.is_fifo() {
+            let open = StdOpenOptions::new().write(true).open(path);
+            let file = open.map_err(|error| Error::io(Operation::Open, &label, &error))?;
+            let sink = Box::new(StreamSink::new(file, label));
+            return Ok(OpenTarget {
+                sink,
+                file: None,
+                identity: None,
+                medium: Medium::Stream,
+                created: false,
+            });
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::usage("is no regular file, block device or pipe")
+                .at(label)
+                .hint("to discard, use null:"));
+        }
+        if let Some(source) = source {
+            let source_meta = std::fs::metadata(source)
+                .map_err(|error| Error::io(Operation::Stat, source.display().to_string(), &error))?;
+            refuse_same(meta, &label, &source_meta, &source.display().to_string())?;
+        }
+    }
+    let is_block = existing.as_ref().is_some_and(|meta| meta.file_type().is_block_device());
+    let existed = existing.is_some();
+    // A file made by this run, or one that held nothing: nothing can be lost, and it reads as zeros.
+    let empty = existing.as_ref().is_none_or(|meta| meta.is_file() && meta.len() == 0);
+    if let Some(meta) = existing.as_ref().filter(|meta| meta.is_file()) {
+        refuse_loop_backing(meta, &label)?;
+        if !empty && !target.force && !target.resume {
+            let size = format_size(meta.len());
+            return Err(Error::refused(&label, format!("the file exists and holds {size}"))
+                .hint("to overwrite it, say --force"));
+        }
+    }
+    if target.dry_run && !existed {
+        return Ok(dry_target(path, &label)?);
+    }
+    let mut open = StdOpenOptions::new();
+    open.read(true).write(true);
+    let file = if existed { open.open(path) } else { open.create_new(true).mode(0o600).open(path) };
+    let file = file.map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY | libc::ETXTBSY) => in_use(&label),
+        Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only"),
+        _ => Error::io(Operation::Open, &label, &error),
+    })?;
+    let mut size = size_of(&file, is_block, &label)?;
+    let mut claim = None;
+    if is_block {
+        claim = Some(guard_device(path, &file, size, &target, &label)?);
+    } else {
+        lock_target(&file, &label)?;
+    }
+    let medium = medium_of(&file, is_block);
+    let direct = open_direct(
+        path,
+        &file,
+        StdOpenOptions::new().read(true).write(true),
+        options.direct,
+        medium,
+        &label,
+        control,
+    )?;
+    if !is_block && !target.dry_run && (!target.keep_content || empty) {
+        if let Some(needed) = target.size.filter(|&needed| needed != size) {
+            file.set_len(needed)
+                .map_err(|error| Error::io(Operation::Resize, &label, &error).offset(needed))?;
+            size = needed;
+        }
+    } else if let Some(needed) = target.size {
+        refuse_smaller(&label, size, needed)?;
+    }
+    let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
+    let polled = device_facts(&file).is_some_and(|facts| facts.polls);
+    let handles = Handles { label, buffered: file, direct, is_block, polled, size };
+    let fresh = empty && !is_block;
+    let sized = !target.keep_content || fresh;
+    let file =
+        Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized, _claim: claim });
+    Ok(OpenTarget {
+        sink: Box::new(Shared(file.clone())),
+        file: Some(file),
+        identity: Some(identity),
+        medium,
+        created: !existed,
+    })
+}
+
+/// What a target that does not exist yet would be, found by looking at its folder.
+fn dry_target(path: &Path, label: &str) -> Result<OpenTarget> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = File::open(folder).map_err(|error| Error::io(Operation::Open, label, &error))?;
+    let medium = medium_of(&folder, false);
+    Ok(OpenTarget { sink: Box::new(Null { size: None }), file: None, identity: None, medium, created: false })
+}
+
+fn refuse_smaller(label: &str, size: u64, needed: u64) -> Result<()> {
+    if size >= needed {
+        return Ok(());
+    }
+    let message = format!("the target holds {size} bytes and the source {needed}: it is too small");
+    Err(Error::refused(label, message).hint("choose a target of at least the source's size"))
+}
+
+fn in_use(label: &str) -> Error {
+    Error::refused(
+        label,
+        "the device is mounted or held by another program (LVM, RAID, swap, a virtual machine)",
+    )
+    .hint("unmount or release it first; --force does not change this")
+}
+
+/// Refuses a device that is in use, read-only, or carries something; otherwise gives the claim on it, which
+/// keeps others from mounting it as long as it is held.
+fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, label: &str) -> Result<File> {
+    let read_only = is_read_only_device(file).unwrap_or(false);
+    if read_only {
+        return Err(Error::refused(label, "the device is read-only"));
+    }
+    // The kernel's own claim on a device: a mounted or otherwise held one answers EBUSY.
+    let claim = StdOpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
+    let claim = claim.map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => in_use(label),
+        _ => Error::io(Operation::Open, label, &error),
+    })?;
+    if target.force || target.resume {
+        return Ok(claim);
+    }
+    let found = find_signature(file, size).map_err(|error| Error::io(Operation::Read, label, &error))?;
+    match found {
+        Some(what) => {
+            Err(Error::refused(label, format!("the device carries {what}"))
+                .hint("to overwrite it, say --force"))
+        }
+        None => Ok(claim),
+    }
+}
+
+fn size_of(file: &File, is_block: bool, label: &str) -> Result<u64> {
+    let size = if is_block {
+        block_device_size(file).map_err(|errno| Error::os(Operation::Stat, label, errno as i32))?
+    } else {
+        file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?.len()
+    };
+    if size > i64::MAX as u64 {
+        return Err(Error::new(ErrorKind::Usage, "is larger than 2^63 - 1 bytes").at(label));
+    }
+    Ok(size)
+}
+
+fn medium_of(file: &File, is_block: bool) -> Medium {
+    let memory = !is_block && matches!(filesystem_magic(file), Ok(TMPFS_MAGIC | RAMFS_MAGIC));
+    if memory { Medium::Memory } else { Medium::Storage }
+}
+
+/// Opens the second, direct descriptor, if it is wanted and works.
+fn open_direct(
+    path: &Path,
+    buffered: &File,
+    how: &mut StdOpenOptions,
+    direct: Direct,
+    medium: Medium,
+    label: &str,
+    control: &Control,
+) -> Result<Option<(File, Alignment)>> {
+    // On tmpfs there is no cache to go past: what O_DIRECT does there is the same copy with more rules.
+    if direct == Direct::Off || (direct == Direct::Auto && medium == Medium::Memory) {
+        return Ok(None);
+    }
+    let opened = how.custom_flags(libc::O_DIRECT).open(path);
+    let reason = match opened {
+        Ok(file) => match probe_direct(&file) {
+            Some(rules) => return Ok(Some((file, rules))),
+            None => "its alignment rules are not known or not usable".to_owned(),
+        },
+        Err(error) => error.to_string(),
+    };
+    let filesystem = filesystem_magic(buffered).map_or("unknown", filesystem_name);
+    if direct == Direct::Required {
+        return Err(Error::new(
+            ErrorKind::Downgrade,
+            format!("O_DIRECT is required and does not work on this {filesystem} filesystem: {reason}"),
+        )
+        .at(label)
+        .hint("--direct auto goes through the page cache instead"));
+    }
+    control.degrade(Degradation {
+        about: "direct".into(),
+        wanted: "O_DIRECT".into(),
+        used: "the page cache".into(),
+        reason: format!("O_DIRECT does not work on this {filesystem} filesystem: {reason}"),
+        path: Some(label.to_owned()),
+    });
+    Ok(None)
+}
+
+fn duplicate(fd: std::os::fd::BorrowedFd<'_>, label: &str) -> Result<File> {
+    fd.try_clone_to_owned().map(File::from).map_err(|error| Error::io(Operation::Open, label, &error))
+}

@@ -1,0 +1,149 @@
+//! What is refused before a byte is written: a target that is the source, lies on it, backs it, is mounted,
+//! held or locked, or holds something.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use mover_model::{Error, ErrorKind, Operation, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use crate::facts::{sysfs_disk, sysfs_node};
+use mover_engine::sys::read_setting;
+
+/// Refuses a target whose bytes are the source's, however they are named.
+pub(crate) fn refuse_same(
+    target: &Metadata,
+    target_label: &str,
+    source: &Metadata,
+    source_label: &str,
+) -> Result<()> {
+    let refuse = |why: String| Err(Error::refused(target_label, why).hint("choose another target"));
+    let both_block = target.file_type().is_block_device() && source.file_type().is_block_device();
+    if target.is_file() && source.is_file() && (target.dev(), target.ino()) == (source.dev(), source.ino()) {
+        return refuse(format!("target and source ({source_label}) are the same file"));
+    }
+    if both_block {
+        if target.rdev() == source.rdev() {
+            return refuse(format!("target and source ({source_label}) are the same device"));
+        }
+        let (target_disk, source_disk) = (sysfs_disk(target.rdev()), sysfs_disk(source.rdev()));
+        let partition =
+            |meta: &Metadata| sysfs_node(meta.rdev()).is_some_and(|node| node.join("partition").exists());
+        if target_disk.is_some() && target_disk == source_disk && !(partition(target) && partition(source)) {
+            return refuse(format!("one of target and source ({source_label}) is a partition of the other"));
+        }
+    }
+    if let Some(backing) = loop_backing(target).filter(|backing| is_file(backing, source)) {
+        return refuse(format!("the device is a loop device over the source ({})", backing.display()));
+    }
+    if let Some(backing) = loop_backing(source).filter(|backing| is_file(backing, target)) {
+        return refuse(format!(
+            "the source ({source_label}) is a loop device over this file ({})",
+            backing.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses two pairs with one target, and a target that is another pair's source.
+///
+/// # Errors
+/// `Refused`, naming both.
+pub fn refuse_shared_targets(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
+    let known: Vec<_> = pairs
+        .iter()
+        .map(|(source, target)| (std::fs::metadata(source).ok(), std::fs::metadata(target).ok()))
+        .collect();
+    for (index, (_, target)) in pairs.iter().enumerate() {
+        for (other, (other_source, other_target)) in pairs.iter().enumerate() {
+            if index == other {
+                continue;
+            }
+            let same_name = |a: &Path, b: &Path| std::path::absolute(a).ok() == std::path::absolute(b).ok();
+            if same_name(target, other_target) {
+                return Err(Error::refused(target.display().to_string(), "two pairs name this target"));
+            }
+            if let Some(this) = &known[index].1 {
+                if let Some(that) = &known[other].1 {
+                    refuse_same(
+                        this,
+                        &target.display().to_string(),
+                        that,
+                        &other_target.display().to_string(),
+                    )?;
+                }
+                if let Some(that) = &known[other].0 {
+                    refuse_same(
+                        this,
+                        &target.display().to_string(),
+                        that,
+                        &other_source.display().to_string(),
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file below a loop device, or below the loop device that a partition lies on.
+fn loop_backing(meta: &Metadata) -> Option<PathBuf> {
+    if !meta.file_type().is_block_device() {
+        return None;
+    }
+    read_setting(sysfs_disk(meta.rdev())?.join("loop/backing_file")).map(PathBuf::from)
+}
+
+fn is_file(path: &Path, meta: &Metadata) -> bool {
+    std::fs::metadata(path).is_ok_and(|other| (other.dev(), other.ino()) == (meta.dev(), meta.ino()))
+}
+
+/// Refuses a regular file that backs a loop device: whatever is mounted from it would be destroyed below it.
+pub(crate) fn refuse_loop_backing(target: &Metadata, label: &str) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir("/sys/block") else { return Ok(()) };
+    for entry in entries.flatten() {
+        let Some(backing) = read_setting(entry.path().join("loop/backing_file")) else { continue };
+        if is_file(Path::new(&backing), target) {
+            let device = entry.file_name().to_string_lossy().into_owned();
+            return Err(Error::refused(
+                label,
+                format!("the file is in use as the loop device /dev/{device}"),
+            )
+            .hint(format!("detach it first: losetup -d /dev/{device}")));
+        }
+    }
+    Ok(())
+}
+
+/// Takes an exclusive lock on all of a target file. QEMU's image locks conflict with it in both directions.
+pub(crate) fn lock_target(file: &File, label: &str) -> Result<()> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EAGAIN | Errno::EACCES) => Err(Error::new(
+            ErrorKind::Busy,
+            "another process holds a lock on this file: a virtual machine uses it, or another mover writes it",
+        )
+        .during(Operation::Lock)
+        .at(label)
+        .hint("stop the other process, or choose another target")),
+        // A filesystem without locks cannot tell; the lock is one guard of several.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Whether another process has the file open for writing, as far as QEMU's image locks tell.
+pub(crate) fn has_writer(file: &File) -> bool {
+    // QEMU locks byte 100 + n for each permission n that it uses; permission 1 is "write"
+    // (block/file-posix.c: RAW_LOCK_PERM_BASE, include/block/block-common.h: BLK_PERM_WRITE).
+    const WRITE_PERMISSION: i64 = 101;
+    let mut lock = whole_file(libc::F_WRLCK);
+    lock.l_start = WRITE_PERMISSION;
+    lock.l_len = 1;
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}

@@ -1,0 +1,135 @@
+//! The queue of work that workers steal from each other.
+//!
+//! Extents are pulled from a task's list only when the queue runs low, by whichever worker notices first, so
+//! a disk of any number of extents takes the same memory. Nothing here is touched more than once per item,
+//! and an item is up to 64 MiB.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
+use mover_model::{Error, Extent, Result, limits};
+
+use crate::lane::Order;
+use crate::plan::{Item, Planner};
+
+/// The extents of one task, in order.
+pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + Send + 'a>;
+
+struct Feed<'a> {
+    task: usize,
+    extents: Extents<'a>,
+    planner: Planner,
+}
+
+/// What a worker that asks for work is told.
+pub enum Next {
+    /// Here is some.
+    Item(Item),
+    /// Another worker is fetching some: ask again.
+    Later,
+    /// There is none and there will be none.
+    Never,
+}
+
+/// All work of a run.
+pub struct Queue<'a> {
+    ready: Injector<Item>,
+    feeds: Mutex<Vec<Feed<'a>>>,
+    sequential: Mutex<Vec<(usize, Extents<'a>)>>,
+    exhausted: AtomicBool,
+    stealers: Vec<Stealer<Item>>,
+}
+
+impl<'a> Queue<'a> {
+    /// A queue over the extents of all tasks. `failed` is told when a list ends in an error.
+    pub fn new(tasks: Vec<(Extents<'a>, Order, u32)>, block_size: u32, stealers: Vec<Stealer<Item>>) -> Self {
+        let ready = Injector::new();
+        let mut feeds = Vec::new();
+        let mut sequential = Vec::new();
+        for (task, (extents, order, join_gap)) in tasks.into_iter().enumerate() {
+            match order {
+                Order::Any => {
+                    feeds.push(Feed { task, extents, planner: Planner::new(task, block_size, join_gap) })
+                }
+                Order::Sequential => {
+                    sequential.push((task, extents));
+                    ready.push(Item::Sequential { task });
+                }
+            }
+        }
+        Queue {
+            ready,
+            exhausted: AtomicBool::new(feeds.is_empty()),
+            feeds: Mutex::new(feeds),
+            sequential: Mutex::new(sequential),
+            stealers,
+        }
+    }
+
+    /// The next item for a worker: its own first, then the common queue, then others' own, then the lists.
+    pub fn next(&self, own: &Deque<Item>, failed: &dyn Fn(usize, Error)) -> Next {
+        if let Some(item) = own.pop() {
+            return Next::Item(item);
+        }
+        loop {
+            let mut retry = false;
+            match self.ready.steal_batch_and_pop(own) {
+                Steal::Success(item) => return Next::Item(item),
+                Steal::Retry => retry = true,
+                Steal::Empty => {}
+            }
+            for stealer in &self.stealers {
+                match stealer.steal() {
+                    Steal::Success(item) => return Next::Item(item),
+                    Steal::Retry => retry = true,
+                    Steal::Empty => {}
+                }
+            }
+            if retry {
+                continue;
+            }
+            // Acquire pairs with the release in `refill`: whoever sees the flag sees all items pushed before it.
+            if self.exhausted.load(Ordering::Acquire) {
+                // The last items may have come between the look at the queue and the look at the flag.
+                return if self.ready.is_empty() { Next::Never } else { Next::Later };
+            }
+            if !self.refill(failed) {
+                return Next::Later;
+            }
+        }
+    }
+
+    /// Pulls the next batch of every task's extents; false when another worker is at it.
+    fn refill(&self, failed: &dyn Fn(usize, Error)) -> bool {
+        let Ok(mut feeds) = self.feeds.try_lock() else { return false };
+        let mut push = |item| self.ready.push(item);
+        feeds.retain_mut(|feed| {
+            for _ in 0..limits::FEED_BATCH {
+                match feed.extents.next() {
+                    Some(Ok(extent)) => feed.planner.add(extent, &mut push),
+                    Some(Err(error)) => {
+                        failed(feed.task, error);
+                        return false;
+                    }
+                    None => {
+                        feed.planner.flush(&mut push);
+                        return false;
+                    }
+                }
+            }
+            true
+        });
+        if feeds.is_empty() {
+            self.exhausted.store(true, Ordering::Release);
+        }
+        true
+    }
+
+    /// Takes a sequential task's extents, once.
+    pub fn take_sequential(&self, task: usize) -> Option<Extents<'a>> {
+        let mut list = self.sequential.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let index = list.iter().position(|(t, _)| *t == task)?;
+        Some(list.swap_remove(index).1)
+    }
+}

@@ -1,0 +1,47 @@
+//! The synchronous backend: an operation is performed when it is pushed, and its completion waits in a queue.
+
+use std::collections::VecDeque;
+
+use super::{AT_POSITION, Completed, FileEntry, FileId, Submission, Verb};
+
+/// System calls with the contract of a ring.
+#[derive(Default)]
+pub struct SyncRing {
+    files: Vec<FileEntry>,
+    completed: VecDeque<Completed>,
+}
+
+impl SyncRing {
+    pub(super) fn add_file(&mut self, entry: FileEntry) -> FileId {
+        self.files.push(entry);
+        FileId(self.files.len() as u32 - 1)
+    }
+
+    pub(super) fn push(&mut self, s: Submission) {
+        let fd = self.files[s.file.0 as usize].fd;
+        let length = s.length as usize;
+        // SAFETY: the address range lies in the worker's arena and belongs to this operation until it
+        // completes, which is when the call returns; the descriptor outlives the ring.
+        let result = unsafe {
+            match s.verb {
+                Verb::Read if s.offset == AT_POSITION => libc::read(fd, s.address.cast(), length),
+                Verb::Write if s.offset == AT_POSITION => libc::write(fd, s.address.cast(), length),
+                Verb::Read => libc::pread64(fd, s.address.cast(), length, s.offset as i64),
+                Verb::Write => libc::pwrite64(fd, s.address.cast(), length, s.offset as i64),
+                Verb::Fallocate(mode) => {
+                    libc::fallocate64(fd, mode, s.offset as i64, s.length as i64) as isize
+                }
+            }
+        };
+        let result = if result < 0 { -nix::errno::Errno::last_raw() } else { result as i32 };
+        self.completed.push_back(Completed { token: s.token, result });
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Completed> {
+        self.completed.pop_front()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.completed.len()
+    }
+}

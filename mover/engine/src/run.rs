@@ -1,0 +1,189 @@
+//! One run of the engine: tasks in, outcomes out.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use crossbeam_deque::Worker as Deque;
+use mover_model::event::Latency;
+use mover_model::{Error, ErrorKind};
+
+use crate::control::{Control, Rate};
+use crate::lane::{Access, Sink, Source};
+use crate::queue::{Extents, Queue};
+use crate::settings::Settings;
+use crate::stats::{Counters, LatencyHistogram};
+use crate::sys;
+use crate::worker::{ReadErrors, Recorder, Shared, SharedTask, Worker, WorkerStats, order_of};
+
+/// How one task is moved.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskOptions {
+    /// How the source is read.
+    pub source_access: Access,
+    /// How the sink is written.
+    pub sink_access: Access,
+    /// Least length of a run of zeros in data that is not written (a power of two); `None`: not looked for.
+    pub zero_run: Option<u32>,
+    /// Zeros are not sent to the sink: it reads as zeros where nothing is written.
+    pub skip_zeros: bool,
+    /// Zeros and holes stay allocated on the target.
+    pub keep_allocated: bool,
+    /// Take a digest of each segment.
+    pub digest: bool,
+    /// Neighbours closer than this are read in one request; 0 where the bytes between are not to be touched.
+    pub join_gap: u32,
+    /// What to do about what cannot be read.
+    pub read_errors: ReadErrors,
+}
+
+/// Makes the recorder of a worker.
+pub type RecorderFactory<'a> = Box<dyn Fn() -> Box<dyn Recorder> + Sync + 'a>;
+
+/// Extents to move from a source to a sink.
+pub struct Task<'a> {
+    /// Where from.
+    pub source: &'a dyn Source,
+    /// Where to.
+    pub sink: &'a dyn Sink,
+    /// What, in order.
+    pub extents: Extents<'a>,
+    /// How.
+    pub options: TaskOptions,
+    /// Raised as data arrives.
+    pub counters: &'a Counters,
+    /// Called once for each worker.
+    pub recorder: RecorderFactory<'a>,
+}
+
+/// How one task ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The first error.
+    pub error: Option<Error>,
+    /// Where a stream ended.
+    pub stream_end: Option<u64>,
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// One for each task, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Whether the run was stopped before its end.
+    pub stopped: bool,
+    /// Latency of reads.
+    pub read_latency: Option<Latency>,
+    /// Latency of writes.
+    pub write_latency: Option<Latency>,
+}
+
+/// Moves all tasks' extents and returns when nothing is in flight any more. Nothing is flushed.
+///
+/// A task that fails does not end the others. The calling thread only waits.
+pub fn run(settings: &Settings, tasks: Vec<Task<'_>>, control: &Control, rate: Option<&Rate>) -> Report {
+    let deques: Vec<_> = (0..settings.workers.max(1)).map(|_| Deque::new_fifo()).collect();
+    let stealers = deques.iter().map(Deque::stealer).collect();
+    let mut shared_tasks = Vec::with_capacity(tasks.len());
+    let mut lists = Vec::with_capacity(tasks.len());
+    let mut factories = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        lists.push((task.extents, order_of(task.source, task.sink), task.options.join_gap));
+        factories.push(task.recorder);
+        shared_tasks.push(SharedTask {
+            source: task.source,
+            sink: task.sink,
+            options: task.options,
+            counters: task.counters,
+            error: Mutex::new(None),
+            failed: AtomicBool::new(false),
+            stream_end: AtomicU64::new(u64::MAX),
+            bad_extents: AtomicU64::new(0),
+        });
+    }
+    let queue = Queue::new(lists, settings.block_size, stealers);
+    let shared = Shared { settings, control, rate, tasks: shared_tasks, queue };
+    let mut reads = LatencyHistogram::default();
+    let mut writes = LatencyHistogram::default();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = deques
+            .into_iter()
+            .enumerate()
+            .map(|(index, own)| {
+                let (shared, factories) = (&shared, &factories);
+                let thread = std::thread::Builder::new().name(format!("mover-{index}"));
+                thread.spawn_scoped(scope, move || work(shared, own, factories, index))
+            })
+            .collect();
+        for thread in threads {
+            match thread.map(|thread| thread.join()) {
+                Ok(Ok(stats)) => {
+                    reads.add(&stats.reads);
+                    writes.add(&stats.writes);
+                }
+                Ok(Err(panic)) => {
+                    let what = panic.downcast_ref::<String>().map(String::as_str);
+                    let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                    let error = Error::new(ErrorKind::Internal, format!("a worker panicked: {what}"));
+                    shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+                }
+                Err(error) => {
+                    let error = Error::new(ErrorKind::Internal, format!("cannot start a worker: {error}"));
+                    shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+                }
+            }
+        }
+    });
+    let outcomes = shared
+        .tasks
+        .into_iter()
+        .map(|task| Outcome {
+            error: task.error.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            stream_end: Some(task.stream_end.into_inner()).filter(|&end| end != u64::MAX),
+        })
+        .collect();
+    Report {
+        outcomes,
+        stopped: control.stopped(),
+        read_latency: reads.summary(),
+        write_latency: writes.summary(),
+    }
+}
+
+fn work<'a>(
+    shared: &Shared<'a>,
+    own: Deque<crate::plan::Item>,
+    factories: &[RecorderFactory<'a>],
+    index: usize,
+) -> WorkerStats {
+    if !shared.settings.cpus.is_empty() {
+        let cpu = shared.settings.cpus[index % shared.settings.cpus.len()];
+        if let Err(reason) = sys::pin_to_cpu(cpu) {
+            shared.control.degrade(mover_model::event::Degradation {
+                about: "cpus".into(),
+                wanted: format!("a worker on CPU {cpu}"),
+                used: "any CPU".into(),
+                reason,
+                path: None,
+            });
+        }
+    }
+    let recorders = factories.iter().map(|factory| factory()).collect();
+    match Worker::new(shared, own, recorders) {
+        Ok(worker) => worker.run(),
+        Err(error) => {
+            // Memory or rings for the first worker but not for all: it does the work, which is said.
+            if index > 0 {
+                shared.control.degrade(mover_model::event::Degradation {
+                    about: "workers".into(),
+                    wanted: format!("{} workers", shared.settings.workers),
+                    used: "fewer".into(),
+                    reason: error.to_string(),
+                    path: None,
+                });
+            } else {
+                shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+            }
+            WorkerStats::default()
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Events: what a suite reads while a run goes on, one JSON object a line.
+//!
+//! Version 1 only grows: fields are added, never renamed or removed. The schema is in docs/events.md.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::ErrorRecord;
+
+/// Version of the envelope and of all events in it.
+pub const EVENT_VERSION: u32 = 1;
+
+/// The envelope of every event line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// [`EVENT_VERSION`].
+    pub v: u32,
+    /// The run's id: all lines of one process share it.
+    pub run: String,
+    /// Rises by one from line to line; a gap tells that a slow reader lost progress events.
+    pub seq: u64,
+    /// RFC 3339, UTC, microseconds.
+    pub time: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// The run begins.
+    Start {
+        /// The verb.
+        verb: String,
+        /// Version of mover.
+        version: String,
+    },
+    /// What will be done for one source and target, and by which means. One per pair.
+    Plan(Plan),
+    /// A choice that was made among equals, and why: nothing was lost by it.
+    Choice {
+        /// What was chosen about: `backend`, `workers`, `offload`, …
+        about: String,
+        /// What was chosen.
+        chosen: String,
+        /// Why.
+        reason: String,
+        /// The pair it is about, where it is about one.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        pair: Option<usize>,
+    },
+    /// Something asked for or preferred was not to be had. An error under `--strict`.
+    Degraded(Degradation),
+    /// Something the user should know that is no downgrade.
+    Warning {
+        /// A sentence.
+        message: String,
+    },
+    /// A phase of the run begins: `copy`, `rims`, `flush`, `verify`.
+    Phase {
+        /// Its name.
+        phase: String,
+    },
+    /// Where the run stands. Sent once a second; dropped when the reader is slow.
+    Progress(Progress),
+    /// A part of the source that could not be read (`--on-read-error record`).
+    BadExtent(BadExtent),
+    /// The last line of every run.
+    Result(Box<RunResult>),
+}
+
+/// A downgrade: what was wanted, what is used instead, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Degradation {
+    /// `io_uring`, `direct`, `registered_buffers`, `huge_pages`, `zeroing`, `sqpoll`, `iopoll`, `numa`, …
+    pub about: String,
+    /// What was wanted.
+    pub wanted: String,
+    /// What is used instead.
+    pub used: String,
+    /// Why.
+    pub reason: String,
+    /// The endpoint it is about, where it is about one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path: Option<String>,
+}
+
+/// The plan of one pair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Index of the pair, from 0.
+    pub pair: usize,
+    /// The source's locator.
+    pub source: String,
+    /// The target's locator.
+    pub target: String,
+    /// Bytes of the disk; absent for a stream.
+    pub size: Option<u64>,
+    /// Where the extents come from: `allocation`, `list`, `whole`, `stream`.
+    pub extents_from: String,
+    /// Bytes to read and write; absent where they are found on the way.
+    pub data_bytes: Option<u64>,
+    /// Bytes to zero or leave out; absent where they are found on the way.
+    pub zero_bytes: Option<u64>,
+    /// Number of extents; absent where they are found on the way.
+    pub extents: Option<u64>,
+    /// `io_uring` or `sync` or `reflink` or `copy_file_range`.
+    pub backend: String,
+    /// How the source is read: `direct` or `buffered`.
+    pub source_access: String,
+    /// How the target is written: `direct` or `buffered`.
+    pub target_access: String,
+    /// Bytes of one request.
+    pub block_size: u32,
+    /// Requests in flight for each worker.
+    pub queue_depth: u16,
+    /// Workers.
+    pub workers: usize,
+    /// Buffer memory in bytes, all workers together.
+    pub buffer_bytes: u64,
+}
+
+/// Where a run stands; counted at completion, never at submission.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The phase.
+    pub phase: String,
+    /// Bytes of data that arrived at their targets.
+    pub data_bytes: u64,
+    /// Bytes that are zeros and were not moved.
+    pub zero_bytes: u64,
+    /// Bytes of all disks accounted for, holes included.
+    pub done_bytes: u64,
+    /// Bytes of all disks, where known.
+    pub total_bytes: Option<u64>,
+    /// Data bytes a second since the last progress event.
+    pub bytes_per_second: u64,
+    /// Seconds since the run began.
+    pub elapsed_seconds: f64,
+}
+
+/// A part of a source that could not be read. The target is left there as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadExtent {
+    /// Index of the pair.
+    pub pair: usize,
+    /// The source.
+    pub path: String,
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The kernel's error number.
+    pub errno: i32,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Everything was done.
+    #[default]
+    Done,
+    /// Done, with recorded bad extents.
+    DoneWithBadExtents,
+    /// Failed, refused or interrupted: see `error`.
+    Failed,
+}
+
+/// The last line of every run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunResult {
+    /// How it ended.
+    pub status: Status,
+    /// The process exit code.
+    pub exit_code: u8,
+    /// The verb.
+    pub verb: String,
+    /// Wall time in seconds.
+    pub elapsed_seconds: f64,
+    /// CPU time of the process in seconds, user and system together.
+    pub cpu_seconds: f64,
+    /// Peak resident memory in bytes.
+    pub peak_memory_bytes: u64,
+    /// What moved, all pairs together.
+    pub moved: Moved,
+    /// One entry per pair.
+    pub pairs: Vec<PairResult>,
+    /// Latency of reads from the sources.
+    pub read_latency: Option<Latency>,
+    /// Latency of writes to the targets.
+    pub write_latency: Option<Latency>,
+    /// Every downgrade of the run.
+    pub degraded: Vec<Degradation>,
+    /// The first [`crate::limits::BAD_EXTENTS_LISTED`] bad extents.
+    pub bad_extents: Vec<BadExtent>,
+    /// All bad extents, the unlisted ones included.
+    pub bad_extents_count: u64,
+    /// The most severe error.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<ErrorRecord>,
+}
+
+/// Bytes and requests that moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Bytes read from the sources.
+    pub read_bytes: u64,
+    /// Bytes written to the targets as data.
+    pub written_bytes: u64,
+    /// Bytes zeroed or left out on the targets.
+    pub zero_bytes: u64,
+    /// Of these, bytes that were data at the source and found to be zeros.
+    pub zero_found_bytes: u64,
+    /// Payload bytes copied in user space: 0 on a raw move.
+    pub copied_bytes: u64,
+    /// Bytes shared or copied by the kernel (reflink, copy_file_range).
+    pub offloaded_bytes: u64,
+    /// Bytes that a journal says were moved by an earlier run.
+    pub resumed_bytes: u64,
+    /// Bytes read back and compared.
+    pub verified_bytes: u64,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Zeroing requests.
+    pub zeroes: u64,
+}
+
+/// The outcome of one pair.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PairResult {
+    /// The source's locator.
+    pub source: String,
+    /// The target's locator.
+    pub target: String,
+    /// How it ended.
+    pub status: Status,
+    /// Bytes of the disk.
+    pub size: Option<u64>,
+    /// What moved.
+    pub moved: Moved,
+    /// Whether the target was flushed to stable storage after its last write.
+    pub flushed: bool,
+    /// Whether `--verify` ran and found the target equal.
+    pub verified: bool,
+    /// The error that ended this pair.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<ErrorRecord>,
+}
+
+/// Latency of one kind of request, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Requests measured.
+    pub count: u64,
+    /// Median.
+    pub p50_us: u64,
+    /// 99th percentile.
+    pub p99_us: u64,
+    /// 99.9th percentile.
+    pub p999_us: u64,
+    /// Slowest.
+    pub max_us: u64,
+}
+
+/// One line of `--digest-out`, and the record behind `--verify`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DigestLine {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// xxh3-128 of the bytes; absent for a range of zeros that was not read.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub xxh3_128: Option<Digest>,
+    /// Whether it is a range of zeros that was not read.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub zero: bool,
+}
