@@ -1,8 +1,8 @@
 """The scenarios that move one image from one place to another.
 
-A scenario is an object with `name`, `about`, `image`, `targets`, `cold`, and `needed_bytes`, `prepare`, `before_run`, `check`,
-`facts`, `clean`. Another kind (NBD servers, repositories, the latency of a guest) is another module with its own list SCENARIOS,
-added in bench/compare, and its entries in tools.py.
+A scenario is an object with `name`, `about`, `image`, `targets`, and `needed_bytes`, `prepare`, `before_run`, `check`,
+`facts`, `clean`. Another kind (NBD servers, repositories, the latency of a guest) is another module with its own list
+SCENARIOS, added in bench/compare, and its entries in tools.py.
 """
 
 import os

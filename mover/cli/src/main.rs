@@ -1,1 +1,138 @@
-fn main() {}
+//! The `mover` binary: arguments, rendering, events, signals and exit codes. The only crate that prints.
+//!
+//! A verb is one file with two names in it:
+//!
+//! ```text
+//! #[derive(clap::Args)] pub struct Args { … }
+//! pub fn run(args: Args, output: output::Options) -> u8    // the process exit code
+//! ```
+//!
+//! `copy` reports by events ([`events::Reporter`]). The other verbs print one document with
+//! [`output::document`] (`--json`) or [`output::text`], and end with [`output::fail`] when they fail. A verb
+//! that moves data flattens [`engine_args::EngineArgs`] into its `Args`, and calls [`signals::watch`] first.
+//!
+//! SIGPIPE is ignored from the start (the standard library does so): a reader that vanishes shows as EPIPE.
+#![deny(unsafe_code)]
+
+mod bench;
+mod copy;
+mod doctor;
+mod engine_args;
+mod events;
+mod measure;
+mod output;
+mod people;
+mod signals;
+mod tune;
+mod usage;
+mod version;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Moves disks and disk images at the speed of the device.
+#[derive(Parser)]
+#[command(name = "mover", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(after_help = "Sizes are written 4K, 1M, 2GiB. Exit codes: 0 done, 2 usage, 5 refused; all of them \
+                        are in docs/exit-codes.md.")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+#[allow(clippy::large_enum_variant)] // one value per process
+enum Verb {
+    /// Copy disks, images and streams
+    Copy(With<copy::Args>),
+    /// Find the fastest block size, queue depth and number of workers for a path
+    Tune(With<tune::Args>),
+    /// Measure devices or files: IOPS, GB/s, latency, CPU per GB
+    Bench(With<bench::Args>),
+    /// Show what this host and these paths allow, and what would make them faster
+    Doctor(With<doctor::Args>),
+    /// Show version and features
+    Version(With<version::Args>),
+    /// Print a completion script for a shell
+    Completions(Completions),
+}
+
+/// A verb's own arguments, and those that all verbs share.
+#[derive(clap::Args)]
+struct With<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    output: output::Options,
+}
+
+#[derive(clap::Args)]
+struct Completions {
+    /// bash, elvish, fish, powershell or zsh
+    #[arg(value_name = "SHELL")]
+    shell: clap_complete::Shell,
+}
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let code = match Cli::try_parse_from(&args) {
+        Ok(cli) => dispatch(cli.verb),
+        Err(error) => usage::report(&error, &args),
+    };
+    ExitCode::from(code)
+}
+
+fn dispatch(verb: Verb) -> u8 {
+    match verb {
+        Verb::Copy(with) => copy::run(with.args, with.output),
+        Verb::Tune(with) => tune::run(with.args, with.output),
+        Verb::Bench(with) => bench::run(with.args, with.output),
+        Verb::Doctor(with) => doctor::run(with.args, with.output),
+        Verb::Version(with) => version::run(with.args, with.output),
+        Verb::Completions(completions) => {
+            let mut script = Vec::new();
+            clap_complete::generate(completions.shell, &mut Cli::command(), "mover", &mut script);
+            output::bytes(&script)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Parses a `copy` command line.
+    pub(crate) fn copy_args(args: &[&str]) -> Result<(copy::Args, output::Options), clap::Error> {
+        let line = ["mover", "copy"].iter().chain(args).map(OsString::from);
+        match Cli::try_parse_from(line)?.verb {
+            Verb::Copy(with) => Ok((with.args, with.output)),
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn clap_refuses_what_makes_no_sense() {
+        for bad in [
+            &["a", "b", "--resume"][..],
+            &["a", "b", "--direct", "maybe"],
+            &["a", "b", "--block-size", "1X"],
+            &["a", "b", "--block-size", "8G"],
+            &["a", "b", "--queue-depth", "70000"],
+            &["a", "b", "--cpus", "3-1"],
+            &["a", "b", "--numa", "here"],
+            &["a", "b", "--backend", "aio"],
+            &["a", "b", "--unknown"],
+            &[],
+        ] {
+            assert!(copy_args(bad).is_err(), "{bad:?}");
+        }
+    }
+}

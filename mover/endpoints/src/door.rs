@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use mover_engine::capability::probe_direct;
 use mover_engine::sys::{
@@ -18,7 +19,7 @@ use mover_model::{Error, ErrorKind, Locator, Operation, Result};
 
 use crate::facts::device_facts;
 use crate::file::{FileSink, FileSource, Handles, Identity, Zeroing};
-use crate::guard::{has_writer, lock_target, refuse_loop_backing, refuse_same};
+use crate::guard::{LOCK_POLL, LOCK_WAIT, has_writer, lock_target, refuse_loop_backing, refuse_same};
 use crate::null::Null;
 use crate::signature::find_signature;
 use crate::stream::{StreamSink, StreamSource};
@@ -172,7 +173,7 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
     let size = size_of(&file, is_block, &label)?;
     let medium = medium_of(&file, is_block);
     let direct =
-        open_direct(path, &file, StdOpenOptions::new().read(true), options.direct, medium, &label, control)?;
+        open_direct(path, &file, StdOpenOptions::new().read(true), 0, options.direct, medium, &label, control)?;
     let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
     let warning = has_writer(&file).then(|| {
         format!("{label} is open for writing by a virtual machine: the copy may mix moments; take a snapshot first")
@@ -285,28 +286,30 @@ pub fn open_target(
     let mut open = StdOpenOptions::new();
     open.read(true).write(true);
     let file = if existed { open.open(path) } else { open.create_new(true).mode(0o600).open(path) };
-    let file = file.map_err(|error| match error.raw_os_error() {
+    let mut file = file.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::ETXTBSY) => in_use(&label),
         Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only"),
         _ => Error::io(Operation::Open, &label, &error),
     })?;
     let mut size = size_of(&file, is_block, &label)?;
-    let mut claim = None;
     if is_block {
-        claim = Some(guard_device(path, &file, size, &target, &label)?);
-    } else {
-        lock_target(&file, &label)?;
+        guard_device(path, &file, size, &target, &label)?;
     }
     let medium = medium_of(&file, is_block);
-    let direct = open_direct(
-        path,
-        &file,
-        StdOpenOptions::new().read(true).write(true),
-        options.direct,
-        medium,
-        &label,
-        control,
-    )?;
+    // The lock and the claim sit on the descriptor that the ring writes by: after kill -9 the dead ring's
+    // writes still land, and until they have, the kernel keeps the descriptor and with it the lock.
+    let flags = if is_block { libc::O_EXCL } else { 0 };
+    let mut writable = StdOpenOptions::new();
+    writable.read(true).write(true);
+    let direct = open_direct(path, &file, &mut writable, flags, options.direct, medium, &label, control)?;
+    if is_block && direct.is_none() {
+        file = writable.custom_flags(flags).open(path).map_err(|error| match error.raw_os_error() {
+            Some(libc::EBUSY) => in_use(&label),
+            _ => Error::io(Operation::Open, &label, &error),
+        })?;
+    } else if !is_block {
+        lock_target(direct.as_ref().map_or(&file, |(file, _)| file), &label, target.resume)?;
+    }
     if !is_block && !target.dry_run && (!target.keep_content || empty) {
         if let Some(needed) = target.size.filter(|&needed| needed != size) {
             file.set_len(needed)
@@ -322,7 +325,7 @@ pub fn open_target(
     let fresh = empty && !is_block;
     let sized = !target.keep_content || fresh;
     let file =
-        Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized, _claim: claim });
+        Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized });
     Ok(OpenTarget {
         sink: Box::new(Shared(file.clone())),
         file: Some(file),
@@ -356,21 +359,29 @@ fn in_use(label: &str) -> Error {
     .hint("unmount or release it first; --force does not change this")
 }
 
-/// Refuses a device that is in use, read-only, or carries something; otherwise gives the claim on it, which
-/// keeps others from mounting it as long as it is held.
-fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, label: &str) -> Result<File> {
+/// Refuses a device that is in use, read-only, or carries something.
+fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, label: &str) -> Result<()> {
     let read_only = is_read_only_device(file).unwrap_or(false);
     if read_only {
         return Err(Error::refused(label, "the device is read-only"));
     }
-    // The kernel's own claim on a device: a mounted or otherwise held one answers EBUSY.
-    let claim = StdOpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path);
-    let claim = claim.map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => in_use(label),
-        _ => Error::io(Operation::Open, label, &error),
-    })?;
+    // The kernel's own claim on a device: a mounted or otherwise held one answers EBUSY. A run that was
+    // killed holds it until its last write has landed.
+    let begin = Instant::now();
+    loop {
+        match StdOpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
+            Ok(_) => break,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                if !target.resume || begin.elapsed() > LOCK_WAIT {
+                    return Err(in_use(label));
+                }
+                std::thread::sleep(LOCK_POLL);
+            }
+            Err(error) => return Err(Error::io(Operation::Open, label, &error)),
+        }
+    }
     if target.force || target.resume {
-        return Ok(claim);
+        return Ok(());
     }
     let found = find_signature(file, size).map_err(|error| Error::io(Operation::Read, label, &error))?;
     match found {
@@ -378,7 +389,7 @@ fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, lab
             Err(Error::refused(label, format!("the device carries {what}"))
                 .hint("to overwrite it, say --force"))
         }
-        None => Ok(claim),
+        None => Ok(()),
     }
 }
 
@@ -400,10 +411,12 @@ fn medium_of(file: &File, is_block: bool) -> Medium {
 }
 
 /// Opens the second, direct descriptor, if it is wanted and works.
+#[allow(clippy::too_many_arguments)] // one call for sources, one for targets; a struct would only rename them
 fn open_direct(
     path: &Path,
     buffered: &File,
     how: &mut StdOpenOptions,
+    flags: i32,
     direct: Direct,
     medium: Medium,
     label: &str,
@@ -413,7 +426,7 @@ fn open_direct(
     if direct == Direct::Off || (direct == Direct::Auto && medium == Medium::Memory) {
         return Ok(None);
     }
-    let opened = how.custom_flags(libc::O_DIRECT).open(path);
+    let opened = how.custom_flags(libc::O_DIRECT | flags).open(path);
     let reason = match opened {
         Ok(file) => match probe_direct(&file) {
             Some(rules) => return Ok(Some((file, rules))),

@@ -147,8 +147,6 @@ pub struct FileSink {
     pub(crate) zeroing: Arc<Zeroing>,
     /// Whether the run sets the file's size: not where only a list of extents is written.
     pub(crate) sized: bool,
-    /// The exclusive claim on a block device, held as long as it is written.
-    pub(crate) _claim: Option<File>,
 }
 
 impl FileSink {

@@ -4,6 +4,7 @@
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mover_model::{Error, ErrorKind, Operation, Result};
 use nix::errno::Errno;
@@ -11,6 +12,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::facts::{sysfs_disk, sysfs_node};
 use mover_engine::sys::read_setting;
+
+/// How long a resumed run waits for the writes of the killed one to land; 7.8 s were seen.
+pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Refuses a target whose bytes are the source's, however they are named.
 pub(crate) fn refuse_same(
@@ -118,18 +123,25 @@ pub(crate) fn refuse_loop_backing(target: &Metadata, label: &str) -> Result<()> 
 }
 
 /// Takes an exclusive lock on all of a target file. QEMU's image locks conflict with it in both directions.
-pub(crate) fn lock_target(file: &File, label: &str) -> Result<()> {
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-        Ok(_) => Ok(()),
-        Err(Errno::EAGAIN | Errno::EACCES) => Err(Error::new(
-            ErrorKind::Busy,
-            "another process holds a lock on this file: a virtual machine uses it, or another mover writes it",
-        )
-        .during(Operation::Lock)
-        .at(label)
-        .hint("stop the other process, or choose another target")),
-        // A filesystem without locks cannot tell; the lock is one guard of several.
-        Err(_) => Ok(()),
+/// With `wait` a lock that is held is waited for: it may be that of a killed run whose writes still land.
+pub(crate) fn lock_target(file: &File, label: &str, wait: bool) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EAGAIN | Errno::EACCES) if wait && begin.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
+            Err(Errno::EAGAIN | Errno::EACCES) => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    "another process holds a lock on this file: a virtual machine uses it, or another mover writes it",
+                )
+                .during(Operation::Lock)
+                .at(label)
+                .hint("stop the other process, or choose another target"));
+            }
+            // A filesystem without locks cannot tell; the lock is one guard of several.
+            Err(_) => return Ok(()),
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_engine::arena::ZERO_BLOCK_BYTES;
 use mover_engine::lane::{Fault, LaneOperation, OperationKind, SinkOperation};
@@ -125,12 +127,14 @@ impl Lane for ReadLane {
 pub struct StreamSink {
     file: File,
     label: String,
+    /// Bytes written: a later pass over the same sink goes on there.
+    position: Arc<AtomicU64>,
 }
 
 impl StreamSink {
     /// From an open file.
     pub fn new(file: File, label: String) -> Self {
-        StreamSink { file, label }
+        StreamSink { file, label, position: Arc::default() }
     }
 }
 
@@ -161,7 +165,9 @@ impl Sink for StreamSink {
 
     fn lane(&self, _: Access, setup: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
         let file = setup.add_file(self.file.as_fd(), false);
-        Ok(Box::new(WriteLane { file, position: 0, active: None, waiting: BTreeMap::new(), failed: None }))
+        let position = self.position.load(Ordering::Acquire);
+        let written = self.position.clone();
+        Ok(Box::new(WriteLane { file, position, written, active: None, waiting: BTreeMap::new(), failed: None }))
     }
 
     fn flush(&self) -> Result<()> {
@@ -185,8 +191,9 @@ impl Sink for StreamSink {
 /// Writes wait until everything before them has been written; zeros are written as zeros.
 struct WriteLane {
     file: FileId,
-    /// Bytes written so far.
+    /// Bytes written so far, here and where the sink keeps it.
     position: u64,
+    written: Arc<AtomicU64>,
     active: Option<LaneOperation>,
     waiting: BTreeMap<u64, LaneOperation>,
     failed: Option<i32>,
@@ -231,6 +238,7 @@ impl Lane for WriteLane {
         match result {
             n if n > 0 => {
                 self.position += n as u64;
+                self.written.store(self.position, Ordering::Release);
                 if self.position < operation.offset + operation.length {
                     return self.push(&operation, io);
                 }

@@ -13,16 +13,22 @@ use crate::settings::HugePages;
 /// Bytes of the block of zeros behind the buffers, for targets that know no better way to write zeros.
 pub const ZERO_BLOCK_BYTES: usize = 64 << 10;
 
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// The buffers of one worker. Addresses are aligned to a page at least.
 pub struct Arena {
+    /// First buffer.
     base: NonNull<u8>,
+    /// The mapping that holds them.
+    mapping: NonNull<u8>,
     mapped: usize,
     block_size: usize,
     count: usize,
     huge: bool,
 }
 
-// SAFETY: the mapping belongs to the arena alone; the pointer is only an address of it.
+// SAFETY: the mapping belongs to the arena alone; the pointers are only addresses of it.
 unsafe impl Send for Arena {}
 
 impl Arena {
@@ -32,30 +38,39 @@ impl Arena {
     /// `Internal` when the kernel has no memory to map.
     pub fn new(count: usize, block_size: usize, huge_pages: HugePages) -> Result<Self> {
         debug_assert!(block_size.is_multiple_of(limits::BLOCK_SIZE_MIN as usize));
-        let wanted = count * block_size + ZERO_BLOCK_BYTES;
-        let mapping = |bytes: usize, flags: MapFlags| {
+        let buffers = count * block_size;
+        let wanted = buffers + ZERO_BLOCK_BYTES;
+        let map = |bytes: usize, flags: MapFlags| {
             let bytes = NonZeroUsize::new(bytes).unwrap_or(NonZeroUsize::MIN);
             // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
             unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
+                .map(NonNull::cast::<u8>)
         };
         if huge_pages == HugePages::Required {
-            let rounded = wanted.next_multiple_of(2 << 20);
-            if let Ok(base) =
-                mapping(rounded, MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_POPULATE)
-            {
-                return Ok(Arena { base: base.cast(), mapped: rounded, block_size, count, huge: true });
+            let mapped = wanted.next_multiple_of(HUGE_PAGE);
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_POPULATE;
+            if let Ok(mapping) = map(mapped, flags) {
+                return Ok(Arena { base: mapping, mapping, mapped, block_size, count, huge: true });
             }
         }
-        let base = mapping(wanted, MapFlags::MAP_PRIVATE).map_err(|errno| {
+        // A transparent huge page needs an aligned range, and a transfer over few large pages has few memory
+        // segments: on a virtio disk that was worth a factor of two (perf-notes.md, "Huge pages").
+        let mapped = wanted + HUGE_PAGE;
+        let mapping = map(mapped, MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE).map_err(|errno| {
             Error::new(ErrorKind::Internal, format!("no memory for {wanted} bytes of buffers: {errno}"))
                 .during(Operation::Register)
                 .hint("lower --memory-limit, --queue-depth or --block-size")
         })?;
-        let arena = Arena { base: base.cast(), mapped: wanted, block_size, count, huge: false };
-        if huge_pages != HugePages::Off {
-            // Advice only: a kernel without transparent huge pages gives ordinary ones.
-            // SAFETY: the range is the mapping just made.
-            let _ = unsafe { madvise(arena.base.cast(), count * block_size, MmapAdvise::MADV_HUGEPAGE) };
+        let skip = mapping.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: skip is less than HUGE_PAGE, by which the mapping is longer than what is used of it.
+        let base = unsafe { mapping.add(skip) };
+        let arena = Arena { base, mapping, mapped, block_size, count, huge: false };
+        if huge_pages != HugePages::Off && buffers >= HUGE_PAGE {
+            // Advice only: a kernel without transparent huge pages gives ordinary ones. Whole huge pages
+            // only, so that a small arena does not take more memory than it has buffers.
+            let whole = buffers / HUGE_PAGE * HUGE_PAGE;
+            // SAFETY: the range lies inside the mapping just made.
+            let _ = unsafe { madvise(arena.base.cast(), whole, MmapAdvise::MADV_HUGEPAGE) };
         }
         Ok(arena)
     }
@@ -117,6 +132,6 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and no operation uses it any more: a worker that could not drain its
         // ring leaks the arena instead.
-        let _ = unsafe { munmap(self.base.cast(), self.mapped) };
+        let _ = unsafe { munmap(self.mapping.cast(), self.mapped) };
     }
 }

@@ -12,6 +12,7 @@ pub mod arena;
 pub mod capability;
 pub mod control;
 pub mod lane;
+pub mod pattern;
 pub mod plan;
 pub mod queue;
 pub mod ring;

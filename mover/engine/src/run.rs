@@ -37,7 +37,7 @@ pub struct TaskOptions {
 }
 
 /// Makes the recorder of a worker.
-pub type RecorderFactory<'a> = Box<dyn Fn() -> Box<dyn Recorder> + Sync + 'a>;
+pub type RecorderFactory<'a> = Box<dyn Fn() -> Box<dyn Recorder + 'a> + Sync + 'a>;
 
 /// Extents to move from a source to a sink.
 pub struct Task<'a> {
@@ -80,7 +80,12 @@ pub struct Report {
 /// Moves all tasks' extents and returns when nothing is in flight any more. Nothing is flushed.
 ///
 /// A task that fails does not end the others. The calling thread only waits.
-pub fn run(settings: &Settings, tasks: Vec<Task<'_>>, control: &Control, rate: Option<&Rate>) -> Report {
+pub fn run<'a>(
+    settings: &'a Settings,
+    tasks: Vec<Task<'a>>,
+    control: &'a Control,
+    rate: Option<&'a Rate>,
+) -> Report {
     let deques: Vec<_> = (0..settings.workers.max(1)).map(|_| Deque::new_fifo()).collect();
     let stealers = deques.iter().map(Deque::stealer).collect();
     let mut shared_tasks = Vec::with_capacity(tasks.len());

@@ -133,7 +133,7 @@ pub(crate) struct Worker<'r, 'a> {
     arena: ManuallyDrop<Arena>,
     /// Two for each task: its source's, then its sink's.
     lanes: Vec<Box<dyn Lane>>,
-    recorders: Vec<Box<dyn Recorder>>,
+    recorders: Vec<Box<dyn Recorder + 'a>>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     finished: VecDeque<Finished>,
@@ -149,7 +149,7 @@ pub(crate) struct Worker<'r, 'a> {
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 impl<'r, 'a> Worker<'r, 'a> {
-    pub fn new(shared: &'r Shared<'a>, own: Deque<Item>, recorders: Vec<Box<dyn Recorder>>) -> Result<Self> {
+    pub fn new(shared: &'r Shared<'a>, own: Deque<Item>, recorders: Vec<Box<dyn Recorder + 'a>>) -> Result<Self> {
         let settings = shared.settings;
         let depth = settings.queue_depth;
         let mut ring = Ring::new(settings, shared.control)?;

@@ -1,1 +1,1 @@
-//! bench
+//! `mover bench`.

@@ -1,1 +1,1 @@
-//! doctor
+//! `mover doctor`.

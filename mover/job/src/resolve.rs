@@ -1,1 +1,347 @@
-//! resolve
+//! From what the user said and what was found to the settings of a run, with a reason for every choice.
+
+use mover_endpoints::{DeviceFacts, Direct};
+use mover_engine::capability::{available_cpus, probe_uring};
+use mover_engine::sys::read_setting;
+use mover_engine::{Backend, Control, Settings};
+use mover_model::event::{Degradation, Event};
+use mover_model::units::format_size;
+use mover_model::{Error, Result, limits};
+
+use crate::options::{EngineOptions, Numa};
+
+/// What was found about the endpoints of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Found {
+    /// Pairs that move at the same time.
+    pub pairs: usize,
+    /// Whether every endpoint lies in memory, so that each transfer is a copy by a CPU.
+    pub memory_only: bool,
+    /// Whether everything goes in order through one worker.
+    pub sequential: bool,
+    /// Bytes of data, where known or bounded.
+    pub data_bytes: Option<u64>,
+    /// The devices below the endpoints.
+    pub devices: Vec<DeviceFacts>,
+    /// Endpoints that polled I/O cannot reach, in words.
+    pub unpolled: Vec<String>,
+}
+
+/// Settings, and why.
+pub struct Resolved {
+    /// What the engine is told.
+    pub settings: Settings,
+    /// Choices, as events.
+    pub choices: Vec<Event>,
+}
+
+/// Decides every setting.
+///
+/// # Errors
+/// `Usage` when what was said contradicts itself.
+pub fn resolve(options: &EngineOptions, found: &Found, control: &Control) -> Result<Resolved> {
+    options.check()?;
+    let mut choices = Vec::new();
+    let mut choose = |about: &str, chosen: String, reason: String| {
+        choices.push(Event::Choice { about: about.into(), chosen, reason, pair: None });
+    };
+    let backend = choose_backend(options, found, control, &mut choose)?;
+    let mut settings = Settings { backend, register: options.register, huge_pages: options.huge_pages, ..Settings::default() };
+    choose_rings(options, found, control, &mut settings, &mut choose);
+    choose_sizes(options, found, &mut settings, &mut choose)?;
+    settings.cpus = choose_cpus(options, found, control, &mut choose);
+    Ok(Resolved { settings, choices })
+}
+
+fn choose_backend(
+    options: &EngineOptions,
+    found: &Found,
+    control: &Control,
+    choose: &mut impl FnMut(&str, String, String),
+) -> Result<Backend> {
+    if options.backend == Some(Backend::Sync) {
+        choose("backend", "sync".into(), "asked for".into());
+        return Ok(Backend::Sync);
+    }
+    match probe_uring() {
+        Err(reason) if options.backend == Some(Backend::Uring) => {
+            Err(Error::new(mover_model::ErrorKind::Downgrade, format!("io_uring cannot be used: {reason}"))
+                .hint("--backend auto uses system calls instead; `mover doctor` tells what is missing"))
+        }
+        Err(reason) => {
+            control.degrade(Degradation {
+                about: "io_uring".into(),
+                wanted: "io_uring".into(),
+                used: "system calls, one at a time for each of more workers".into(),
+                reason,
+                path: None,
+            });
+            Ok(Backend::Sync)
+        }
+        Ok(_) if options.backend.is_none() && found.memory_only => {
+            choose(
+                "backend",
+                "sync".into(),
+                "both ends lie in memory: a plain copy by each CPU is faster than handing it to kernel workers".into(),
+            );
+            Ok(Backend::Sync)
+        }
+        Ok(flavour) => {
+            choose("backend", "io_uring".into(), format!("the kernel sets up {}", flavour.name()));
+            Ok(Backend::Uring)
+        }
+    }
+}
+
+fn choose_rings(
+    options: &EngineOptions,
+    found: &Found,
+    control: &Control,
+    settings: &mut Settings,
+    choose: &mut impl FnMut(&str, String, String),
+) {
+    let uring = settings.backend == Backend::Uring;
+    let refuse = |about: &str, wanted: &str, reason: String| {
+        control.degrade(Degradation {
+            about: about.into(),
+            wanted: wanted.into(),
+            used: "submission and completion by system call".into(),
+            reason,
+            path: None,
+        });
+    };
+    if options.sqpoll {
+        if uring {
+            settings.sqpoll = true;
+        } else {
+            refuse("sqpoll", "a kernel thread that submits", "there is no io_uring".into());
+        }
+    }
+    if options.iopoll {
+        let polled: Vec<_> = found.devices.iter().filter(|device| device.polls).collect();
+        if !uring {
+            refuse("iopoll", "polled completions", "there is no io_uring".into());
+        } else if options.direct == Direct::Off {
+            refuse("iopoll", "polled completions", "polling needs O_DIRECT, and --direct off was said".into());
+        } else if polled.is_empty() {
+            refuse("iopoll", "polled completions", "no device here has poll queues (nvme.poll_queues=N)".into());
+        } else {
+            settings.iopoll = true;
+            for endpoint in &found.unpolled {
+                choose("iopoll", format!("not for {endpoint}"), "its device has no poll queues".into());
+            }
+        }
+    }
+}
+
+fn choose_sizes(
+    options: &EngineOptions,
+    found: &Found,
+    settings: &mut Settings,
+    choose: &mut impl FnMut(&str, String, String),
+) -> Result<()> {
+    let cpus = available_cpus();
+    let block_size = options.block_size.unwrap_or(limits::BLOCK_SIZE_DEFAULT);
+    settings.block_size = block_size;
+    if settings.iopoll {
+        let most = found.devices.iter().filter(|d| d.polls).filter_map(DeviceFacts::polled_request_max).min();
+        if let Some(most) = most.filter(|&most| most < u64::from(block_size)) {
+            let rounded = (most as u32 / limits::BLOCK_SIZE_MIN).max(1) * limits::BLOCK_SIZE_MIN;
+            settings.block_size = 1 << rounded.ilog2();
+            choose(
+                "block_size",
+                format_size(u64::from(settings.block_size)),
+                "a polled device takes no larger request whole, and a split one may never complete".into(),
+            );
+        }
+    }
+    // One stream needs one worker; little data does not keep two busy.
+    let few = found.data_bytes.is_some_and(|bytes| bytes <= 8 * u64::from(settings.block_size));
+    settings.workers = match options.workers {
+        _ if found.sequential => 1,
+        Some(workers) => workers,
+        None if few => 1,
+        None => limits::WORKERS_DEFAULT.max(found.pairs).min(cpus),
+    };
+    if found.sequential && options.workers.is_some_and(|workers| workers > 1) {
+        choose("workers", "1".into(), "a stream is moved in order".into());
+    }
+    let budget = match options.memory_limit {
+        Some(limit) => limit.saturating_sub(limits::MEMORY_OVERHEAD).max(limit / 2),
+        None => {
+            let further = settings.workers.saturating_sub(2) as u64;
+            limits::BUFFER_BYTES_DEFAULT + further * limits::BUFFER_BYTES_PER_FURTHER_WORKER
+        }
+    };
+    let affordable = |block_size: u32, workers: usize| budget / (u64::from(block_size) * workers as u64);
+    match options.queue_depth {
+        Some(depth) => {
+            settings.queue_depth = depth;
+            if options.memory_limit.is_some() && affordable(settings.block_size, settings.workers) < u64::from(depth) {
+                return Err(Error::usage(format!(
+                    "{} workers × depth {depth} × {} do not fit the memory limit, which leaves {} for buffers",
+                    settings.workers,
+                    format_size(u64::from(settings.block_size)),
+                    format_size(budget)
+                ))
+                .hint("lower --workers, --queue-depth or --block-size, or raise --memory-limit"));
+            }
+        }
+        None => {
+            // Smaller requests need more of them in flight for the same bytes; the ring's own limit is far.
+            let by_bytes = u64::from(limits::QUEUE_DEPTH_DEFAULT) * u64::from(limits::BLOCK_SIZE_DEFAULT)
+                / u64::from(settings.block_size);
+            let wanted = by_bytes.clamp(u64::from(limits::QUEUE_DEPTH_DEFAULT), 64);
+            while affordable(settings.block_size, settings.workers) == 0 && settings.workers > 1 && options.workers.is_none() {
+                settings.workers -= 1;
+            }
+            let depth = wanted.min(affordable(settings.block_size, settings.workers));
+            if depth == 0 {
+                return Err(Error::usage(format!(
+                    "{} workers with blocks of {} do not fit the memory limit",
+                    settings.workers,
+                    format_size(u64::from(settings.block_size))
+                ))
+                .hint("lower --workers or --block-size, or raise --memory-limit"));
+            }
+            settings.queue_depth = depth as u16;
+            if depth < wanted {
+                choose("queue_depth", depth.to_string(), "the memory ceiling leaves room for no more".into());
+            }
+        }
+    }
+    if let Some(bytes) = found.data_bytes.filter(|_| options.queue_depth.is_none()) {
+        // No buffer that nothing will ever be read into.
+        let needed = bytes.div_ceil(u64::from(settings.block_size) * settings.workers as u64).max(1);
+        settings.queue_depth = settings.queue_depth.min(needed.min(u64::from(u16::MAX)) as u16);
+    }
+    if settings.backend == Backend::Sync {
+        spread_over_threads(options, found, settings, cpus);
+    }
+    Ok(())
+}
+
+/// Without a ring a worker has one operation in flight: depth becomes threads. Memory needs no depth at
+/// all, only CPUs, and blocks that stay in their caches between read and write.
+fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Settings, cpus: usize) {
+    if found.sequential {
+        settings.queue_depth = 1;
+        return;
+    }
+    if found.memory_only {
+        if options.workers.is_none() && settings.workers > 1 {
+            settings.workers = cpus.min(limits::WORKERS_DEFAULT.max(found.pairs));
+        }
+        if options.block_size.is_none() {
+            settings.block_size = limits::MEMORY_BLOCK_SIZE;
+        }
+    } else if options.workers.is_none() {
+        let in_flight = settings.workers * usize::from(settings.queue_depth);
+        settings.workers = in_flight.clamp(1, limits::SYNC_WORKERS_MAX);
+    }
+    settings.queue_depth = 1;
+}
+
+fn choose_cpus(
+    options: &EngineOptions,
+    found: &Found,
+    control: &Control,
+    choose: &mut impl FnMut(&str, String, String),
+) -> Vec<usize> {
+    if !options.cpus.is_empty() {
+        return options.cpus.clone();
+    }
+    let (node, why) = match options.numa {
+        Numa::Off => return Vec::new(),
+        Numa::Node(node) => (i64::from(node), "asked for".to_owned()),
+        Numa::Auto => match found.devices.iter().find_map(|d| Some((d.numa_node?, d.name.clone()))) {
+            Some((node, device)) => (node, format!("the device {device} hangs on it")),
+            None => {
+                choose("numa", "any node".into(), "no device here tells its node".into());
+                return Vec::new();
+            }
+        },
+    };
+    let list = read_setting(format!("/sys/devices/system/node/node{node}/cpulist")).unwrap_or_default();
+    let cpus = parse_cpu_list(&list).unwrap_or_default();
+    if cpus.is_empty() {
+        control.degrade(Degradation {
+            about: "numa".into(),
+            wanted: format!("workers on node {node}"),
+            used: "any CPU".into(),
+            reason: "the node does not exist or has no CPUs".into(),
+            path: None,
+        });
+    } else {
+        // Memory follows: a worker's first touch of its arena takes it from the node it runs on.
+        choose("numa", format!("CPUs {list} of node {node}"), why);
+    }
+    cpus
+}
+
+/// CPUs of a list such as `0-3,8`; `None` if it is none.
+pub fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > 8191 {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found() -> Found {
+        Found { pairs: 1, ..Found::default() }
+    }
+
+    fn settings(options: &EngineOptions, found: &Found) -> Result<Settings> {
+        let mut settings = Settings::default();
+        choose_sizes(options, found, &mut settings, &mut |_, _, _| {})?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn buffers_keep_to_the_ceiling() {
+        for workers in [1usize, 2, 3, 16] {
+            for block_size in [4096u32, 65536, 1 << 20, 4 << 20] {
+                let options =
+                    EngineOptions { workers: Some(workers), block_size: Some(block_size), ..EngineOptions::default() };
+                let settings = settings(&options, &found()).unwrap();
+                let ceiling = (16 << 20) + workers.saturating_sub(2) as u64 * (7 << 20);
+                assert!(settings.buffer_bytes() <= ceiling, "{workers} × {block_size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_memory_limit_is_kept_or_refused() {
+        let limit = |mib: u64| EngineOptions { memory_limit: Some(mib << 20), ..EngineOptions::default() };
+        assert!(settings(&limit(24), &found()).unwrap().buffer_bytes() <= 12 << 20);
+        assert!(settings(&limit(8), &found()).unwrap().buffer_bytes() <= 4 << 20);
+        let mut options = limit(16);
+        options.queue_depth = Some(64);
+        assert_eq!(settings(&options, &found()).unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn small_work_takes_one_worker_and_few_buffers() {
+        let small = Found { data_bytes: Some(100_000), ..found() };
+        let settings = settings(&EngineOptions::default(), &small).unwrap();
+        assert_eq!((settings.workers, settings.queue_depth), (1, 1));
+    }
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpu_list("0-2,8\n"), Some(vec![0, 1, 2, 8]));
+        assert_eq!(parse_cpu_list(""), Some(vec![]));
+        assert_eq!(parse_cpu_list("2-1"), None);
+        assert_eq!(parse_cpu_list("a"), None);
+    }
+}

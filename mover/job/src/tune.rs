@@ -1,1 +1,1 @@
-//! tune
+//! `mover tune`.

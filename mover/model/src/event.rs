@@ -270,6 +270,8 @@ pub struct Latency {
 /// One line of `--digest-out`, and the record behind `--verify`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DigestLine {
+    /// Index of the pair.
+    pub pair: usize,
     /// First byte.
     pub start: u64,
     /// Bytes.

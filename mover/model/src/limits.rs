@@ -77,3 +77,7 @@ pub const EXTENTS_MAX: usize = 64 << 20;
 pub const MEMORY_LIMIT_MIN: u64 = 8 << 20;
 /// Memory of the process that is not buffers, at most: what `--memory-limit` leaves out of them.
 pub const MEMORY_OVERHEAD: u64 = 16 << 20;
+/// Bytes of one request between two ends in memory: it stays in a CPU's cache between read and write.
+pub const MEMORY_BLOCK_SIZE: u32 = 256 << 10;
+/// Most workers of the synchronous backend: each has one operation in flight and a thread of its own.
+pub const SYNC_WORKERS_MAX: usize = 16;

@@ -1,5 +1,15 @@
 //! `mover copy`.
 
+mod execute;
+mod journal;
+mod ledger;
+mod offload;
+mod open;
+mod outcome;
+mod record;
+mod spool;
+mod verify;
+
 use std::path::PathBuf;
 
 use mover_engine::Control;
@@ -77,6 +87,9 @@ pub struct CopyOptions {
 ///
 /// Emits everything but `start` and `result`, which are the caller's. Stops early, cleanly, once `control` is
 /// stopped.
-pub fn run(_options: &CopyOptions, _control: &Control, _emit: Emit<'_>) -> RunResult {
-    RunResult::default()
+pub fn run(options: &CopyOptions, control: &Control, emit: Emit<'_>) -> RunResult {
+    let mut result = RunResult { verb: "copy".into(), ..RunResult::default() };
+    let ended = execute::execute(options, control, emit, &mut result);
+    outcome::conclude(&mut result, ended, control);
+    result
 }

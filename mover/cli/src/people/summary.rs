@@ -1,0 +1,124 @@
+//! The two to four lines at the end of a run.
+
+use mover_model::event::{Moved, RunResult, Status};
+use mover_model::units::format_size;
+
+/// What moved, in which time and at which cost; what was zero; what is known of the targets.
+pub fn summary(result: &RunResult) -> Vec<String> {
+    let moved = &result.moved;
+    let failed = result.status == Status::Failed;
+    let bytes = moved.written_bytes + moved.offloaded_bytes;
+    if failed && bytes == 0 && moved.zero_bytes == 0 {
+        return Vec::new();
+    }
+    let seconds = result.elapsed_seconds;
+    let mut first = if failed {
+        format!("copied {} in {seconds:.2} s before it ended", format_size(bytes))
+    } else {
+        format!("copied {} in {seconds:.2} s", format_size(bytes))
+    };
+    if bytes > 0 && seconds > 0.0 {
+        let gb = bytes as f64 / 1e9;
+        first.push_str(&format!(": {:.2} GB/s, {:.2} CPU s/GB", gb / seconds, result.cpu_seconds / gb));
+    } else {
+        first.push_str(&format!(": {:.2} CPU s", result.cpu_seconds));
+    }
+    first.push_str(&format!(", peak memory {}", format_size(result.peak_memory_bytes)));
+    let mut lines = vec![first];
+    lines.extend(not_moved(moved));
+    if !failed {
+        lines.extend(targets(result));
+    }
+    if result.bad_extents_count > 0 {
+        lines.push(format!(
+            "{} bad extents could not be read; the target was left there as it was",
+            result.bad_extents_count
+        ));
+    }
+    lines
+}
+
+fn not_moved(moved: &Moved) -> Option<String> {
+    let mut parts = Vec::new();
+    if moved.zero_bytes > 0 {
+        let found = match moved.zero_found_bytes {
+            0 => String::new(),
+            found => format!(" ({} of it found in data)", format_size(found)),
+        };
+        parts.push(format!("{} zero{found}", format_size(moved.zero_bytes)));
+    }
+    if moved.offloaded_bytes > 0 {
+        parts.push(format!("{} of it by the kernel, without reading", format_size(moved.offloaded_bytes)));
+    }
+    if moved.resumed_bytes > 0 {
+        parts.push(format!("{} there from an earlier run", format_size(moved.resumed_bytes)));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+fn targets(result: &RunResult) -> Option<String> {
+    let all = result.pairs.len();
+    let count = |name: &str, n: usize| match n {
+        0 => None,
+        n if n == all => Some(name.to_owned()),
+        n => Some(format!("{name} {n} of {all}")),
+    };
+    let verified = count("verified", result.pairs.iter().filter(|pair| pair.verified).count());
+    let flushed = count("flushed", result.pairs.iter().filter(|pair| pair.flushed).count());
+    let verified = verified.map(|text| match result.moved.verified_bytes {
+        0 => text,
+        bytes => format!("{text} ({} read back)", format_size(bytes)),
+    });
+    let parts: Vec<String> = verified.into_iter().chain(flushed).collect();
+    (!parts.is_empty()).then(|| format!("target {}", parts.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mover_model::event::PairResult;
+
+    fn result() -> RunResult {
+        RunResult {
+            elapsed_seconds: 2.0,
+            cpu_seconds: 0.4,
+            peak_memory_bytes: 28 << 20,
+            moved: Moved {
+                written_bytes: 4_000_000_000,
+                zero_bytes: 3 << 30,
+                zero_found_bytes: 1 << 30,
+                verified_bytes: 4 << 30,
+                ..Moved::default()
+            },
+            pairs: vec![PairResult { flushed: true, verified: true, ..PairResult::default() }],
+            ..RunResult::default()
+        }
+    }
+
+    #[test]
+    fn a_run_in_three_lines() {
+        assert_eq!(
+            summary(&result()),
+            [
+                "copied 3.7 GiB in 2.00 s: 2.00 GB/s, 0.10 CPU s/GB, peak memory 28 MiB",
+                "3 GiB zero (1 GiB of it found in data)",
+                "target verified (4 GiB read back), flushed"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_refused_run_has_no_summary_and_a_failed_one_says_how_far_it_came() {
+        let refused = RunResult { status: Status::Failed, ..RunResult::default() };
+        assert_eq!(summary(&refused), [""; 0]);
+        let failed = RunResult { status: Status::Failed, ..result() };
+        assert!(summary(&failed)[0].contains("before it ended"));
+        assert_eq!(summary(&failed).len(), 2);
+    }
+
+    #[test]
+    fn nothing_moved_divides_by_nothing() {
+        let empty = RunResult { cpu_seconds: 0.01, peak_memory_bytes: 1 << 20, ..RunResult::default() };
+        assert_eq!(summary(&empty), ["copied 0 B in 0.00 s: 0.01 CPU s, peak memory 1 MiB"]);
+    }
+}

@@ -1,0 +1,600 @@
+//! The course of a copy: open everything, decide, say the plan, move, flush, prove.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+
+use mover_endpoints::{Medium, device_of_path};
+use mover_engine::queue::Extents;
+use mover_engine::stats::Counters;
+use mover_engine::{
+    Access, Control, Rate, ReadErrors, Report, Settings, Task, TaskOptions, run as run_engine,
+};
+use mover_model::event::{DigestLine, Event, Moved, PairResult, Plan, RunResult, Status};
+use mover_model::extent::Subtract;
+use mover_model::{Error, ErrorKind, Extent, Locator, Operation, Result, limits};
+
+use super::journal;
+use super::ledger::Ledger;
+use super::offload::offload;
+use super::open::{self, OpenPair};
+use super::record::{BadExtents, CopyRecorder, join_bad};
+use super::spool::{Record, Spool};
+use super::{CopyOptions, Offload, Sparse, verify};
+use crate::Emit;
+use crate::progress::Ticker;
+use crate::resolve::{Found, resolve};
+
+/// Everything that the steps of one copy share.
+pub(super) struct Run<'a> {
+    pub options: &'a CopyOptions,
+    pub settings: Settings,
+    pub rate: Option<Rate>,
+    pub control: &'a Control,
+    pub emit: Emit<'a>,
+    pub ticker: &'a Ticker<'a>,
+    /// Digests of what arrived, when someone will ask for them.
+    pub spool: Option<Spool>,
+    pub bad: BadExtents,
+    /// Latencies of the main pass.
+    pub report: Mutex<Option<Report>>,
+}
+
+/// Runs the copy; what moved and how each pair ended goes to `result`, an error of the run as a whole is returned.
+pub(super) fn execute(
+    options: &CopyOptions,
+    control: &Control,
+    emit: Emit<'_>,
+    result: &mut RunResult,
+) -> Result<()> {
+    open::check(options)?;
+    let found = journal::find(options)?;
+    if options.resume && found.is_none() {
+        emit(Event::Warning { message: "there is no journal to resume from: the copy begins at the start".into() });
+    }
+    let mut pairs = open::open_all(options, found.is_some(), control, emit)?;
+    let ticker = Ticker::new(emit, control, options.strict);
+    let decided = decide(options, &pairs, found.as_deref().map(|opened| opened.header.block_size), control, emit, &ticker);
+    let settings = match decided {
+        Ok(settings) => settings,
+        Err(error) => {
+            open::abandon(&pairs);
+            return Err(error);
+        }
+    };
+    if options.dry_run {
+        result.pairs = pairs.iter().map(|pair| pair_result(pair, false)).collect();
+        return Ok(());
+    }
+    let wants_digests = options.verify || options.digest_out.is_some();
+    let run = Run {
+        options,
+        rate: options.engine.rate.map(Rate::new),
+        settings,
+        control,
+        emit,
+        ticker: &ticker,
+        spool: wants_digests.then(Spool::default),
+        bad: BadExtents::default(),
+        report: Mutex::default(),
+    };
+    let ledger = match &options.journal {
+        None => None,
+        Some(path) => {
+            let begun = journal::header(options, &pairs, run.settings.block_size)
+                .and_then(|header| journal::begin(path, &header, found, &mut pairs, run.spool.as_ref(), emit));
+            match begun {
+                Ok(ledger) => Some(ledger),
+                Err(error) => {
+                    open::abandon(&pairs);
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let total = total_bytes(&pairs);
+    let flushed: Vec<_> = pairs.iter().map(|_| Mutex::new((false, false))).collect();
+    let ended = std::thread::scope(|scope| {
+        let pairs = &pairs;
+        let ticking = scope.spawn(|| ticker.run(|| sum(pairs), total));
+        let ended = move_and_prove(&run, pairs, ledger, &flushed);
+        ticker.end();
+        ticking.thread().unpark();
+        ended
+    });
+    fill(result, &run, &pairs, &flushed);
+    if options.strict && !control.degraded(0).is_empty() {
+        return ended.and_then(|()| Err(strict_error(control)));
+    }
+    ended
+}
+
+fn move_and_prove(
+    run: &Run<'_>,
+    pairs: &[OpenPair<'_>],
+    mut ledger: Option<Ledger>,
+    flushed: &[Mutex<(bool, bool)>],
+) -> Result<()> {
+    run.ticker.phase("copy");
+    offload_pairs(run, pairs);
+    let kept = match &mut ledger {
+        None => {
+            passes(run, pairs, None);
+            Ok(())
+        }
+        Some(ledger) => std::thread::scope(|scope| {
+            let (sender, receiver) = channel();
+            let keeper = scope.spawn(move || journal::keep(ledger, &receiver, pairs, run.control));
+            passes(run, pairs, Some(sender));
+            keeper.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the journal's keeper panicked")))
+        }),
+    };
+    run.ticker.phase("flush");
+    for (pair, state) in pairs.iter().zip(flushed) {
+        // Also after a failure: what is there is then as durable as it can be.
+        match finish(pair) {
+            Ok(()) => state.lock().unwrap_or_else(|p| p.into_inner()).0 = true,
+            Err(error) => pair.fail(error),
+        }
+    }
+    kept?;
+    if run.control.stopped() {
+        let kind = if ledger.is_some() { ErrorKind::Interrupted } else { ErrorKind::Stopped };
+        for pair in pairs.iter().filter(|pair| !pair.failed()) {
+            let error = Error::new(kind, "stopped before everything had moved: the target is not complete")
+                .at(pair.pair.target.to_string());
+            pair.fail(match kind {
+                ErrorKind::Interrupted => error.hint("run the same command with --resume to go on"),
+                _ => error.hint("with --journal a later run could go on from here"),
+            });
+        }
+        return Ok(());
+    }
+    if run.options.verify {
+        run.ticker.phase("verify");
+        for (index, pair) in pairs.iter().enumerate().filter(|(_, pair)| !pair.failed()) {
+            match verify::verify(run, index, pair) {
+                Ok(()) => flushed[index].lock().unwrap_or_else(|p| p.into_inner()).1 = true,
+                Err(error) => pair.fail(error),
+            }
+        }
+    }
+    let failed = pairs.iter().any(OpenPair::failed);
+    if let (Some(ledger), false) = (&mut ledger, failed || !bad(run).is_empty()) {
+        ledger.complete()?;
+    }
+    match (&run.options.digest_out, &run.spool) {
+        (Some(path), Some(spool)) if !failed => write_digests(path, spool, run.settings.block_size),
+        _ => Ok(()),
+    }
+}
+
+/// Both passes: everything aligned by the best way, then the rims through the page cache.
+///
+/// The order matters: a dirty page of a rim, written back while a direct write to its other half is in
+/// flight, would carry old bytes over the new ones. After the first pass nothing is in flight.
+fn passes(run: &Run<'_>, pairs: &[OpenPair<'_>], journal: Option<Sender<Record>>) {
+    let report = pass(run, pairs, Pass::Main, journal.clone());
+    *run.report.lock().unwrap_or_else(|p| p.into_inner()) = Some(report);
+    let rims = pairs.iter().any(|pair| !rims_of(pair).is_empty());
+    if rims && !run.control.stopped() {
+        pass(run, pairs, Pass::Rims, journal);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Main,
+    Rims,
+}
+
+fn rims_of(pair: &OpenPair<'_>) -> Vec<Extent> {
+    pair.rims.lock().unwrap_or_else(|p| p.into_inner()).clone()
+}
+
+fn pass<'r>(run: &'r Run<'_>, pairs: &'r [OpenPair<'_>], pass: Pass, journal: Option<Sender<Record>>) -> Report {
+    let mut tasks = Vec::new();
+    let mut indices = Vec::new();
+    for (index, pair) in pairs.iter().enumerate() {
+        let offloaded = pair.extra.lock().unwrap_or_else(|p| p.into_inner()).offloaded_bytes > 0;
+        if pair.failed() || offloaded {
+            continue;
+        }
+        let extents: Extents<'_> = match pass {
+            Pass::Main => match MainExtents::new(pair) {
+                Ok(extents) => Box::new(extents),
+                Err(error) => {
+                    pair.fail(error);
+                    continue;
+                }
+            },
+            Pass::Rims => Box::new(rims_of(pair).into_iter().map(Ok)),
+        };
+        let journal = journal.clone();
+        let recorder = move || -> Box<dyn mover_engine::Recorder + 'r> {
+            Box::new(CopyRecorder {
+                pair: index as u32,
+                path: pair.pair.source.to_string(),
+                spool: run.spool.as_ref(),
+                batch: Vec::new(),
+                journal: journal.clone(),
+                bad: run.bad.clone(),
+            })
+        };
+        tasks.push(Task {
+            source: &*pair.source.source,
+            sink: &*pair.target.sink,
+            extents,
+            options: task_options(run, pair, pass),
+            counters: &pair.counters,
+            recorder: Box::new(recorder),
+        });
+        indices.push(index);
+    }
+    if tasks.is_empty() {
+        return Report::default();
+    }
+    let report = run_engine(&run.settings, tasks, run.control, run.rate.as_ref());
+    for (outcome, index) in report.outcomes.iter().zip(indices) {
+        if let Some(error) = &outcome.error {
+            pairs[index].fail(error.clone());
+        }
+        if let Some(end) = outcome.stream_end {
+            *pairs[index].stream_end.lock().unwrap_or_else(|p| p.into_inner()) = Some(end);
+        }
+    }
+    report
+}
+
+fn task_options(run: &Run<'_>, pair: &OpenPair<'_>, pass: Pass) -> TaskOptions {
+    let (source_access, sink_access) = match pass {
+        Pass::Main => pair.access(),
+        Pass::Rims => (Access::Buffered, Access::Buffered),
+    };
+    let sparse = run.options.sparse;
+    let in_order = pair.sequential_target();
+    // Where zeros need not be told from data, looking for them would only cost.
+    let looks = pass == Pass::Main && !in_order && !matches!(pair.pair.target, Locator::Null { .. });
+    TaskOptions {
+        source_access,
+        sink_access,
+        zero_run: match sparse {
+            Sparse::Auto if looks => Some(limits::ZERO_RUN_AUTO),
+            Sparse::Always if looks => Some(limits::ZERO_RUN_ALWAYS),
+            _ => None,
+        },
+        skip_zeros: pair.target.sink.reads_zero() && (sparse != Sparse::Never || pair.target.file.is_none()),
+        keep_allocated: sparse == Sparse::Never,
+        digest: run.spool.is_some() || run.options.journal.is_some(),
+        join_gap: if pair.list.is_some() || pair.sequential() { 0 } else { limits::JOIN_GAP_BYTES },
+        read_errors: if run.options.record_read_errors { ReadErrors::Record } else { ReadErrors::Fail },
+    }
+}
+
+/// The extents of the main pass: what the list or the source says, without what an earlier run moved, cut at
+/// the alignment of both ends. The unaligned rims are kept for the second pass.
+struct MainExtents<'a> {
+    from: Extents<'a>,
+    subtract: Subtract<'a>,
+    granule: u64,
+    rims: &'a Mutex<Vec<Extent>>,
+    ready: VecDeque<Extent>,
+}
+
+impl<'a> MainExtents<'a> {
+    fn new(pair: &'a OpenPair<'_>) -> Result<Self> {
+        let from: Extents<'a> = match &pair.list {
+            Some(list) => Box::new(list.iter().map(Ok)),
+            None => pair.source.source.extents()?,
+        };
+        // A stream has no rims: its last block is padded by the worker.
+        let granule = if pair.size.is_some() { pair.granule() } else { 1 };
+        Ok(MainExtents {
+            from,
+            subtract: Subtract::new(&pair.done),
+            granule,
+            rims: &pair.rims,
+            ready: VecDeque::new(),
+        })
+    }
+}
+
+impl Iterator for MainExtents<'_> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Result<Extent>> {
+        loop {
+            if let Some(ready) = self.ready.pop_front() {
+                return Some(Ok(ready));
+            }
+            let extent = match self.from.next()? {
+                Ok(extent) => extent,
+                Err(error) => return Some(Err(error)),
+            };
+            let (granule, rims, ready) = (self.granule, self.rims, &mut self.ready);
+            self.subtract.apply(extent, |part| {
+                let cut = part.split_aligned(granule);
+                ready.extend(cut.middle);
+                if cut.head.is_some() || cut.tail.is_some() {
+                    rims.lock().unwrap_or_else(|p| p.into_inner()).extend(cut.head.into_iter().chain(cut.tail));
+                }
+            });
+        }
+    }
+}
+
+fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
+    let always = run.options.offload == Offload::Always;
+    if !open::may_offload(run.options) {
+        return;
+    }
+    for (index, pair) in pairs.iter().enumerate() {
+        let (Some(source), Some(target)) = (&pair.source.file, &pair.target.file) else {
+            if always {
+                let error = Error::new(ErrorKind::Downgrade, "--offload always needs regular files at both ends");
+                pair.fail(error.at(pair.pair.target.to_string()));
+            }
+            continue;
+        };
+        // A clone of a file that is being written stalls its writer (contracts: reflink of many extents).
+        if !always && pair.source.warning.is_some() {
+            continue;
+        }
+        match offload(source, target, run.options.offload, run.control) {
+            Ok(Ok(offloaded)) => {
+                pair.extra.lock().unwrap_or_else(|p| p.into_inner()).offloaded_bytes = offloaded.bytes;
+                (run.emit)(Event::Choice {
+                    about: "offload".into(),
+                    chosen: offloaded.how.into(),
+                    reason: "the kernel does it without moving the bytes through this process".into(),
+                    pair: Some(index),
+                });
+            }
+            Ok(Err(reason)) => (run.emit)(Event::Choice {
+                about: "offload".into(),
+                chosen: "none".into(),
+                reason,
+                pair: Some(index),
+            }),
+            Err(error) => pair.fail(error),
+        }
+    }
+}
+
+/// Sets the final size and makes the target durable.
+fn finish(pair: &OpenPair<'_>) -> Result<()> {
+    let end = *pair.stream_end.lock().unwrap_or_else(|p| p.into_inner());
+    if let Some(size) = end.or(pair.size) {
+        if !pair.failed() {
+            pair.target.sink.finish(size)?;
+        }
+    }
+    pair.target.sink.flush()
+}
+
+fn decide(
+    options: &CopyOptions,
+    pairs: &[OpenPair<'_>],
+    resumed_block_size: Option<u32>,
+    control: &Control,
+    emit: Emit<'_>,
+    ticker: &Ticker<'_>,
+) -> Result<Settings> {
+    let mut found = Found {
+        pairs: pairs.len(),
+        memory_only: pairs.iter().all(|pair| {
+            pair.source.medium == Medium::Memory && pair.target.medium == Medium::Memory
+        }),
+        sequential: pairs.iter().all(OpenPair::sequential),
+        data_bytes: pairs.iter().map(open::data_bound).sum(),
+        ..Found::default()
+    };
+    for pair in pairs {
+        for locator in [&pair.pair.source, &pair.pair.target] {
+            let Locator::Path(path) = locator else { continue };
+            match device_of_path(path) {
+                Some(device) => {
+                    if !device.polls {
+                        found.unpolled.push(path.display().to_string());
+                    }
+                    found.devices.push(device);
+                }
+                None => found.unpolled.push(path.display().to_string()),
+            }
+        }
+    }
+    let mut engine = options.engine.clone();
+    if let Some(block_size) = resumed_block_size {
+        // Digests in the ledger are of ranges cut at its block size.
+        engine.block_size = Some(block_size);
+    }
+    let resolved = resolve(&engine, &found, control)?;
+    let settings = resolved.settings;
+    for choice in resolved.choices {
+        emit(choice);
+    }
+    for (index, pair) in pairs.iter().enumerate() {
+        emit(Event::Plan(plan(index, pair, options, &settings)));
+    }
+    if options.strict && !options.dry_run {
+        journal::preflight(&settings, control)?;
+    }
+    ticker.tell_degradations();
+    if options.strict && !control.degraded(0).is_empty() {
+        return Err(strict_error(control));
+    }
+    Ok(settings)
+}
+
+fn strict_error(control: &Control) -> Error {
+    let list: Vec<_> = control.degraded(0).into_iter().map(|d| format!("{} ({})", d.about, d.reason)).collect();
+    Error::new(ErrorKind::Downgrade, format!("--strict allows no downgrade: {}", list.join("; ")))
+        .hint("`mover doctor` tells what it would take; without --strict the copy goes on")
+}
+
+fn plan(index: usize, pair: &OpenPair<'_>, options: &CopyOptions, settings: &Settings) -> Plan {
+    let (data_bytes, zero_bytes, extents) = open::known_bytes(pair);
+    let name = |access| match access {
+        Access::Direct => "direct".to_owned(),
+        Access::Buffered => "buffered".to_owned(),
+    };
+    let (source_access, target_access) = pair.access();
+    Plan {
+        pair: index,
+        source: pair.pair.source.to_string(),
+        target: pair.pair.target.to_string(),
+        size: pair.size,
+        extents_from: match (&options.extents, &pair.source.file) {
+            (Some(_), _) => "list",
+            (None, Some(file)) if !file.is_block() => "allocation",
+            _ if pair.size.is_none() => "stream",
+            _ => "whole",
+        }
+        .to_owned(),
+        data_bytes,
+        zero_bytes,
+        extents,
+        backend: settings.backend.name().to_owned(),
+        source_access: name(source_access),
+        target_access: name(target_access),
+        block_size: settings.block_size,
+        queue_depth: settings.queue_depth,
+        workers: settings.workers,
+        buffer_bytes: settings.buffer_bytes(),
+    }
+}
+
+fn total_bytes(pairs: &[OpenPair<'_>]) -> Option<u64> {
+    pairs.iter().map(|pair| pair.list.as_ref().map(|list| list.bytes()).or(pair.size)).sum()
+}
+
+fn sum(pairs: &[OpenPair<'_>]) -> Moved {
+    let mut total = Moved::default();
+    for pair in pairs {
+        let moved = pair.moved();
+        total.read_bytes += moved.read_bytes;
+        total.written_bytes += moved.written_bytes;
+        total.zero_bytes += moved.zero_bytes;
+        total.zero_found_bytes += moved.zero_found_bytes;
+        total.copied_bytes += moved.copied_bytes;
+        total.offloaded_bytes += moved.offloaded_bytes;
+        total.resumed_bytes += moved.resumed_bytes;
+        total.verified_bytes += moved.verified_bytes;
+        total.reads += moved.reads;
+        total.writes += moved.writes;
+        total.zeroes += moved.zeroes;
+    }
+    total
+}
+
+fn bad(run: &Run<'_>) -> Vec<mover_model::event::BadExtent> {
+    join_bad(run.bad.lock().unwrap_or_else(|p| p.into_inner()).clone())
+}
+
+fn pair_result(pair: &OpenPair<'_>, flushed: bool) -> PairResult {
+    let error = pair.error.lock().unwrap_or_else(|p| p.into_inner()).clone();
+    PairResult {
+        source: pair.pair.source.to_string(),
+        target: pair.pair.target.to_string(),
+        status: if error.is_some() { Status::Failed } else { Status::Done },
+        size: pair.stream_end.lock().unwrap_or_else(|p| p.into_inner()).or(pair.size),
+        moved: pair.moved(),
+        flushed,
+        verified: false,
+        error: error.map(|error| error.record()),
+    }
+}
+
+fn fill(result: &mut RunResult, run: &Run<'_>, pairs: &[OpenPair<'_>], flushed: &[Mutex<(bool, bool)>]) {
+    let bad = bad(run);
+    for extent in &bad {
+        (run.emit)(Event::BadExtent(extent.clone()));
+    }
+    result.bad_extents_count = bad.len() as u64;
+    result.moved = sum(pairs);
+    result.pairs = pairs
+        .iter()
+        .zip(flushed)
+        .enumerate()
+        .map(|(index, (pair, state))| {
+            let (flushed, verified) = *state.lock().unwrap_or_else(|p| p.into_inner());
+            let mut result = pair_result(pair, flushed);
+            result.verified = verified;
+            if result.status == Status::Done && bad.iter().any(|extent| extent.pair == index) {
+                result.status = Status::DoneWithBadExtents;
+            }
+            result
+        })
+        .collect();
+    result.bad_extents = bad;
+    result.bad_extents.truncate(limits::BAD_EXTENTS_LISTED);
+    if let Some(report) = &*run.report.lock().unwrap_or_else(|p| p.into_inner()) {
+        result.read_latency = report.read_latency;
+        result.write_latency = report.write_latency;
+    }
+}
+
+/// Writes `--digest-out`, whole or not at all: JSON lines in the order of the disk. Format: docs/formats/digests.md.
+fn write_digests(path: &Path, spool: &Spool, block_size: u32) -> Result<()> {
+    let label = path.display().to_string();
+    let io = |error: std::io::Error| Error::io(Operation::Write, &label, &error);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(Operation::Open, &label, &e))?;
+    let mut out = std::io::BufWriter::new(file);
+    writeln!(
+        out,
+        r#"{{"format":"mover-digests","version":1,"algorithm":"xxh3-128","block_size":{block_size}}}"#
+    )
+    .map_err(io)?;
+    let mut line = |record: &Record| {
+        let line = DigestLine {
+            pair: record.pair as usize,
+            start: record.start,
+            length: record.length,
+            xxh3_128: record.digest(),
+            zero: record.zero,
+        };
+        serde_json::to_writer(&mut out, &line).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"))
+    };
+    // Zeros are joined, so that the file does not tell how they were found.
+    let mut zeros: Option<Record> = None;
+    for record in spool.sorted()? {
+        let record = record?;
+        match &mut zeros {
+            Some(open) if record.zero && open.pair == record.pair && open.start + open.length == record.start => {
+                open.length += record.length;
+                continue;
+            }
+            Some(_) => {
+                if let Some(zeros) = zeros.take() {
+                    line(&zeros).map_err(io)?;
+                }
+            }
+            None => {}
+        }
+        if record.zero {
+            zeros = Some(record);
+        } else {
+            line(&record).map_err(io)?;
+        }
+    }
+    if let Some(zeros) = zeros {
+        line(&zeros).map_err(io)?;
+    }
+    let file = out.into_inner().map_err(|error| io(error.into_error()))?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+/// Counts bytes that were read back and agreed.
+pub(super) fn add_verified(pair: &OpenPair<'_>, bytes: u64) {
+    pair.extra.lock().unwrap_or_else(|p| p.into_inner()).verified_bytes += bytes;
+}
+
+/// Counters that nobody reads.
+pub(super) fn discarded_counters() -> Counters {
+    Counters::default()
+}
