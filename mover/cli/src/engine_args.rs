@@ -123,7 +123,8 @@ impl EngineArgs {
 }
 
 fn contradiction(flag: &str, other: &str) -> Error {
-    Error::usage(format!("{flag} and {other} exclude each other")).hint(format!("leave out {flag} or {other}"))
+    Error::usage(format!("{flag} and {other} exclude each other"))
+        .hint(format!("leave out {flag} or {other}"))
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -263,7 +264,8 @@ mod tests {
     fn a_profile_fills_only_what_is_not_said() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("p.json");
-        let text = r#"{"format":"mover-profile","version":1,"block_size":524288,"queue_depth":16,"workers":3}"#;
+        let text =
+            r#"{"format":"mover-profile","version":1,"block_size":524288,"queue_depth":16,"workers":3}"#;
         std::fs::write(&path, text).unwrap();
         let options = options(&format!("--workers 1 --profile {}", path.display())).unwrap();
         assert_eq!(options.block_size, Some(512 << 10));

@@ -16,7 +16,8 @@ pub fn cpu_seconds() -> f64 {
 pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let high_water = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = high_water.and_then(|text| text.trim().strip_suffix("kB")).and_then(|text| text.trim().parse().ok());
+    let kib =
+        high_water.and_then(|text| text.trim().strip_suffix("kB")).and_then(|text| text.trim().parse().ok());
     let kib: u64 = kib.unwrap_or_else(|| {
         getrusage(UsageWho::RUSAGE_SELF).map(|usage| usage.max_rss() as u64).unwrap_or_default()
     });

@@ -7,7 +7,7 @@ use mover_model::event::{Event, RunResult, Status};
 use mover_model::{Error, Operation};
 use serde::Serialize;
 
-use crate::events::{Reporter, Outputs};
+use crate::events::{Outputs, Reporter};
 use crate::people;
 
 /// Flags of every verb.
@@ -18,7 +18,7 @@ pub struct Options {
     #[arg(long)]
     pub json: bool,
 
-    /// Show progress on stderr: a bar on a terminal, a line every 10 s elsewhere; auto: not with --json
+    /// Show progress on stderr, a bar or a line every 10 s: auto without --json, always with it too
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub progress: Progress,
 }
@@ -26,12 +26,9 @@ pub struct Options {
 /// When progress is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Progress {
-    /// For people: not with `--json`.
     #[default]
     Auto,
-    /// With `--json` too.
     Always,
-    /// Not at all.
     Never,
 }
 

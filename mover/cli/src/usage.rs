@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 
 use clap::error::ErrorKind as ClapKind;
 use mover_model::Error;
+use mover_model::event::RunResult;
 
+use crate::copy::same_file;
 use crate::events::{Outputs, Reporter};
 use crate::output;
 
@@ -13,25 +15,32 @@ const EXIT_USAGE: u8 = 2;
 
 /// Prints help, version or what is wrong, and returns the exit code.
 pub fn report(error: &clap::Error, args: &[OsString]) -> u8 {
-    // A reader that has gone does not change what the command line was.
-    let _ = error.print();
-    match error.kind() {
-        ClapKind::DisplayHelp | ClapKind::DisplayVersion => return 0,
-        _ => {}
-    }
+    let help = matches!(error.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
     let outputs = outputs(args);
-    if outputs.wanted() {
-        let verb = verb(args);
-        let usage = Error::usage(message(error)).hint(if verb.is_empty() {
-            "see mover --help".to_owned()
-        } else {
-            format!("see mover {verb} --help")
-        });
-        if let Ok(reporter) = Reporter::open(outputs, None) {
-            reporter.finish(output::failure(verb, &usage));
-        }
+    if help || !(outputs.json && outputs.stdout_is_data) {
+        // A reader that has gone does not change what the command line was.
+        let _ = error.print();
     }
+    if help {
+        return 0;
+    }
+    let verb = verb(args);
+    let help =
+        ["see mover", verb, "--help"].iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>();
+    tell(outputs, output::failure(verb, &Error::usage(message(error)).hint(help.join(" "))));
     EXIT_USAGE
+}
+
+/// Sends the `result` of a run that has not begun to every output that can be opened.
+pub fn tell(outputs: Outputs, result: RunResult) {
+    // Where one of the outputs is what is wrong, the others still tell it.
+    let reporter = Reporter::open(outputs.clone(), None)
+        .or_else(|_| Reporter::open(Outputs { events: None, ..outputs.clone() }, None))
+        .or_else(|_| Reporter::open(Outputs { result: None, ..outputs.clone() }, None))
+        .or_else(|_| Reporter::open(Outputs { events: None, result: None, ..outputs }, None));
+    if let Ok(reporter) = reporter {
+        reporter.finish(result);
+    }
 }
 
 /// clap's message without its label, its usage lines and its styles.
@@ -49,26 +58,38 @@ fn verb(args: &[OsString]) -> &str {
 
 /// Where events were asked to go, as far as it can be recognised in a command line that did not parse.
 fn outputs(args: &[OsString]) -> Outputs {
-    let args = || args.iter().skip(1).map(OsString::as_os_str).take_while(|arg| *arg != "--");
+    let flags = || args.iter().skip(1).map(OsString::as_os_str).take_while(|arg| *arg != "--");
     Outputs {
-        json: args().any(|arg| arg == "--json"),
-        stdout_is_data: args().any(|arg| arg == "-"),
-        events: value(args(), "--events"),
-        result: value(args(), "--result").map(Into::into),
+        json: flags().any(|arg| arg == "--json"),
+        stdout_is_data: flags().any(|arg| arg == "-"),
+        events: value(flags(), "--events").filter(|file| alone(file, args)).map(|file| file.name),
+        result: value(flags(), "--result").filter(|file| alone(file, args)).map(|file| file.name.into()),
     }
 }
 
-fn value<'a>(args: impl Iterator<Item = &'a OsStr>, flag: &str) -> Option<OsString> {
-    let mut args = args.peekable();
+/// What follows `--flag` or `--flag=`.
+struct Value {
+    name: OsString,
+    /// How many arguments it fills.
+    arguments: usize,
+}
+
+fn value<'a>(mut args: impl Iterator<Item = &'a OsStr>, flag: &str) -> Option<Value> {
     while let Some(arg) = args.next() {
         if arg == flag {
-            return args.peek().map(|value| (*value).to_owned());
+            return args.next().map(|value| Value { name: value.to_owned(), arguments: 1 });
         }
         if let Some(value) = arg.to_str().and_then(|text| text.strip_prefix(flag)?.strip_prefix('=')) {
-            return Some(value.into());
+            return Some(Value { name: value.into(), arguments: 0 });
         }
     }
     None
+}
+
+/// Whether no other argument names the same file, which may then be a disk.
+fn alone(file: &Value, args: &[OsString]) -> bool {
+    let same = |arg: &&OsString| **arg == file.name || same_file(arg.as_ref(), file.name.as_ref());
+    args.iter().skip(1).filter(same).count() <= file.arguments
 }
 
 #[cfg(test)]
@@ -85,8 +106,11 @@ mod tests {
         assert!(found.json && found.stdout_is_data);
         assert_eq!(found.events.unwrap(), "fd:3");
         assert_eq!(found.result.unwrap(), std::path::Path::new("r.json"));
+        for shared in ["copy a r --bogus --result r", "copy a ./r --result=r", "copy --result r --x -- r b"] {
+            assert_eq!(outputs(&args(shared)).result, None, "{shared}");
+        }
         let none = outputs(&args("copy a b -- --json"));
-        assert!(!none.wanted());
+        assert!(!none.json);
         assert_eq!(verb(&args("--json copy a")), "copy");
         assert_eq!(verb(&args("frob a")), "");
     }

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions as StdOpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use mover_model::{Error, ErrorKind, Locator, Operation, Result};
 
 use crate::facts::device_facts;
 use crate::file::{FileSink, FileSource, Handles, Identity, Zeroing};
-use crate::guard::{LOCK_POLL, LOCK_WAIT, has_writer, lock_target, refuse_loop_backing, refuse_same};
+use crate::guard::{LOCK_POLL, has_writer, lock_target, lock_wait, refuse_loop_backing, refuse_same};
 use crate::null::Null;
 use crate::signature::find_signature;
 use crate::stream::{StreamSink, StreamSource};
@@ -53,6 +53,8 @@ pub struct TargetOptions {
     pub keep_content: bool,
     /// Bytes that will be written; `None` for a stream.
     pub size: Option<u64>,
+    /// Permissions of a file that is made; `None`: for the owner only.
+    pub mode: Option<u32>,
     /// Look, but change nothing: for `--dry-run`.
     pub dry_run: bool,
 }
@@ -63,6 +65,8 @@ pub struct OpenSource {
     pub source: Box<dyn Source>,
     /// The file, where it is one: for calls outside the engine.
     pub file: Option<Arc<FileSource>>,
+    /// Its permissions, where it is a regular file.
+    pub mode: Option<u32>,
     /// What it was when it was opened; `None` for null and streams.
     pub identity: Option<Identity>,
     /// Where it lies and how it is read, in words.
@@ -143,6 +147,7 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
             return Ok(OpenSource {
                 source,
                 file: None,
+                mode: None,
                 identity: None,
                 medium: Medium::Memory,
                 warning: None,
@@ -172,8 +177,16 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
     let is_block = kind.is_block_device();
     let size = size_of(&file, is_block, &label)?;
     let medium = medium_of(&file, is_block);
-    let direct =
-        open_direct(path, &file, StdOpenOptions::new().read(true), 0, options.direct, medium, &label, control)?;
+    let direct = open_direct(
+        path,
+        &file,
+        StdOpenOptions::new().read(true),
+        0,
+        options.direct,
+        medium,
+        &label,
+        control,
+    )?;
     let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
     let warning = has_writer(&file).then(|| {
         format!("{label} is open for writing by a virtual machine: the copy may mix moments; take a snapshot first")
@@ -184,6 +197,8 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
     Ok(OpenSource {
         source: Box::new(Shared(file.clone())),
         file: Some(file),
+        // As cp does: a copy is as private as what it is a copy of.
+        mode: meta.is_file().then(|| meta.permissions().mode() & 0o777),
         identity: Some(identity),
         medium,
         warning,
@@ -192,7 +207,7 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
 
 fn stream_source(file: File, label: String) -> OpenSource {
     let source = Box::new(StreamSource::new(file, label));
-    OpenSource { source, file: None, identity: None, medium: Medium::Stream, warning: None }
+    OpenSource { source, file: None, mode: None, identity: None, medium: Medium::Stream, warning: None }
 }
 
 /// Opens a target, and creates it where it is a file that does not exist.
@@ -285,7 +300,11 @@ pub fn open_target(
     }
     let mut open = StdOpenOptions::new();
     open.read(true).write(true);
-    let file = if existed { open.open(path) } else { open.create_new(true).mode(0o600).open(path) };
+    let file = if existed {
+        open.open(path)
+    } else {
+        open.create_new(true).mode(target.mode.unwrap_or(0o600)).open(path)
+    };
     let mut file = file.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::ETXTBSY) => in_use(&label),
         Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only"),
@@ -308,7 +327,7 @@ pub fn open_target(
             _ => Error::io(Operation::Open, &label, &error),
         })?;
     } else if !is_block {
-        lock_target(direct.as_ref().map_or(&file, |(file, _)| file), &label, target.resume)?;
+        lock_target(direct.as_ref().map_or(&file, |(file, _)| file), &label, lock_wait(target.resume))?;
     }
     if !is_block && !target.dry_run && (!target.keep_content || empty) {
         if let Some(needed) = target.size.filter(|&needed| needed != size) {
@@ -324,8 +343,7 @@ pub fn open_target(
     let handles = Handles { label, buffered: file, direct, is_block, polled, size };
     let fresh = empty && !is_block;
     let sized = !target.keep_content || fresh;
-    let file =
-        Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized });
+    let file = Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized });
     Ok(OpenTarget {
         sink: Box::new(Shared(file.clone())),
         file: Some(file),
@@ -372,7 +390,7 @@ fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, lab
         match StdOpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
             Ok(_) => break,
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                if !target.resume || begin.elapsed() > LOCK_WAIT {
+                if begin.elapsed() > lock_wait(target.resume) {
                     return Err(in_use(label));
                 }
                 std::thread::sleep(LOCK_POLL);

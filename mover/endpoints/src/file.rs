@@ -161,6 +161,14 @@ impl FileSink {
     }
 }
 
+impl Drop for FileSink {
+    fn drop(&mut self) {
+        if !self.is_block() {
+            crate::guard::unlock_target(self.handles.file(self.handles.access()));
+        }
+    }
+}
+
 impl Sink for FileSink {
     fn label(&self) -> String {
         self.handles.label.clone()

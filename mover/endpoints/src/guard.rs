@@ -13,9 +13,19 @@ use nix::fcntl::{FcntlArg, fcntl};
 use crate::facts::{sysfs_disk, sysfs_node};
 use mover_engine::sys::read_setting;
 
-/// How long a resumed run waits for the writes of the killed one to land; 7.8 s were seen.
-pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(30);
-pub(crate) const LOCK_POLL: Duration = Duration::from_millis(50);
+/// How long a lock or claim that is held is waited for. A resumed run waits for the writes of the killed one
+/// to land; 7.8 s were seen. Any other waits for a run that has just ended.
+pub(crate) fn lock_wait(resume: bool) -> Duration {
+    Duration::from_millis(if resume { 30_000 } else { 500 })
+}
+
+pub(crate) const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// Gives the lock up: nothing of ours is in flight any more.
+pub(crate) fn unlock_target(file: &File) {
+    // It would go with the descriptor too, only later.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+}
 
 /// Refuses a target whose bytes are the source's, however they are named.
 pub(crate) fn refuse_same(
@@ -123,13 +133,13 @@ pub(crate) fn refuse_loop_backing(target: &Metadata, label: &str) -> Result<()> 
 }
 
 /// Takes an exclusive lock on all of a target file. QEMU's image locks conflict with it in both directions.
-/// With `wait` a lock that is held is waited for: it may be that of a killed run whose writes still land.
-pub(crate) fn lock_target(file: &File, label: &str, wait: bool) -> Result<()> {
+/// One that is held is waited for as long as `wait`: it may be that of a killed run whose writes still land.
+pub(crate) fn lock_target(file: &File, label: &str, wait: Duration) -> Result<()> {
     let begin = Instant::now();
     loop {
         match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
             Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN | Errno::EACCES) if wait && begin.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
+            Err(Errno::EAGAIN | Errno::EACCES) if begin.elapsed() < wait => std::thread::sleep(LOCK_POLL),
             Err(Errno::EAGAIN | Errno::EACCES) => {
                 return Err(Error::new(
                     ErrorKind::Busy,

@@ -11,7 +11,9 @@ mod null;
 mod signature;
 mod stream;
 
-pub use door::{Direct, Medium, OpenOptions, OpenSource, OpenTarget, TargetOptions, open_source, open_target};
+pub use door::{
+    Direct, Medium, OpenOptions, OpenSource, OpenTarget, TargetOptions, open_source, open_target,
+};
 pub use facts::{DeviceFacts, device_facts, device_of_path};
 pub use file::{FileSink, FileSource, Identity};
 pub use guard::refuse_shared_targets;

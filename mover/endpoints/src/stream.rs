@@ -167,7 +167,14 @@ impl Sink for StreamSink {
         let file = setup.add_file(self.file.as_fd(), false);
         let position = self.position.load(Ordering::Acquire);
         let written = self.position.clone();
-        Ok(Box::new(WriteLane { file, position, written, active: None, waiting: BTreeMap::new(), failed: None }))
+        Ok(Box::new(WriteLane {
+            file,
+            position,
+            written,
+            active: None,
+            waiting: BTreeMap::new(),
+            failed: None,
+        }))
     }
 
     fn flush(&self) -> Result<()> {

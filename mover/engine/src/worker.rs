@@ -149,7 +149,11 @@ pub(crate) struct Worker<'r, 'a> {
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 impl<'r, 'a> Worker<'r, 'a> {
-    pub fn new(shared: &'r Shared<'a>, own: Deque<Item>, recorders: Vec<Box<dyn Recorder + 'a>>) -> Result<Self> {
+    pub fn new(
+        shared: &'r Shared<'a>,
+        own: Deque<Item>,
+        recorders: Vec<Box<dyn Recorder + 'a>>,
+    ) -> Result<Self> {
         let settings = shared.settings;
         let depth = settings.queue_depth;
         let mut ring = Ring::new(settings, shared.control)?;
@@ -435,7 +439,8 @@ impl<'r, 'a> Worker<'r, 'a> {
             Ok(done) if done == slot.length => {}
             Ok(done) if task.source.size().is_none() => {
                 // The end of a stream: keep what came, and let no later read begin.
-                task.stream_end.store(slot.start + done, Ordering::Release);
+                // Reads that were queued behind the end find nothing, further on: the least is the end.
+                task.stream_end.fetch_min(slot.start + done, Ordering::AcqRel);
                 slot.length = done;
                 slot.segments.clear();
                 if done == 0 {

@@ -46,7 +46,12 @@ pub fn resolve(options: &EngineOptions, found: &Found, control: &Control) -> Res
         choices.push(Event::Choice { about: about.into(), chosen, reason, pair: None });
     };
     let backend = choose_backend(options, found, control, &mut choose)?;
-    let mut settings = Settings { backend, register: options.register, huge_pages: options.huge_pages, ..Settings::default() };
+    let mut settings = Settings {
+        backend,
+        register: options.register,
+        huge_pages: options.huge_pages,
+        ..Settings::default()
+    };
     choose_rings(options, found, control, &mut settings, &mut choose);
     choose_sizes(options, found, &mut settings, &mut choose)?;
     settings.cpus = choose_cpus(options, found, control, &mut choose);
@@ -122,9 +127,17 @@ fn choose_rings(
         if !uring {
             refuse("iopoll", "polled completions", "there is no io_uring".into());
         } else if options.direct == Direct::Off {
-            refuse("iopoll", "polled completions", "polling needs O_DIRECT, and --direct off was said".into());
+            refuse(
+                "iopoll",
+                "polled completions",
+                "polling needs O_DIRECT, and --direct off was said".into(),
+            );
         } else if polled.is_empty() {
-            refuse("iopoll", "polled completions", "no device here has poll queues (nvme.poll_queues=N)".into());
+            refuse(
+                "iopoll",
+                "polled completions",
+                "no device here has poll queues (nvme.poll_queues=N)".into(),
+            );
         } else {
             settings.iopoll = true;
             for endpoint in &found.unpolled {
@@ -177,7 +190,9 @@ fn choose_sizes(
     match options.queue_depth {
         Some(depth) => {
             settings.queue_depth = depth;
-            if options.memory_limit.is_some() && affordable(settings.block_size, settings.workers) < u64::from(depth) {
+            if options.memory_limit.is_some()
+                && affordable(settings.block_size, settings.workers) < u64::from(depth)
+            {
                 return Err(Error::usage(format!(
                     "{} workers × depth {depth} × {} do not fit the memory limit, which leaves {} for buffers",
                     settings.workers,
@@ -192,7 +207,10 @@ fn choose_sizes(
             let by_bytes = u64::from(limits::QUEUE_DEPTH_DEFAULT) * u64::from(limits::BLOCK_SIZE_DEFAULT)
                 / u64::from(settings.block_size);
             let wanted = by_bytes.clamp(u64::from(limits::QUEUE_DEPTH_DEFAULT), 64);
-            while affordable(settings.block_size, settings.workers) == 0 && settings.workers > 1 && options.workers.is_none() {
+            while affordable(settings.block_size, settings.workers) == 0
+                && settings.workers > 1
+                && options.workers.is_none()
+            {
                 settings.workers -= 1;
             }
             let depth = wanted.min(affordable(settings.block_size, settings.workers));
@@ -311,8 +329,11 @@ mod tests {
     fn buffers_keep_to_the_ceiling() {
         for workers in [1usize, 2, 3, 16] {
             for block_size in [4096u32, 65536, 1 << 20, 4 << 20] {
-                let options =
-                    EngineOptions { workers: Some(workers), block_size: Some(block_size), ..EngineOptions::default() };
+                let options = EngineOptions {
+                    workers: Some(workers),
+                    block_size: Some(block_size),
+                    ..EngineOptions::default()
+                };
                 let settings = settings(&options, &found()).unwrap();
                 let ceiling = (16 << 20) + workers.saturating_sub(2) as u64 * (7 << 20);
                 assert!(settings.buffer_bytes() <= ceiling, "{workers} × {block_size}");

@@ -37,13 +37,6 @@ pub struct Outputs {
     pub result: Option<PathBuf>,
 }
 
-impl Outputs {
-    /// Whether anything was asked for.
-    pub fn wanted(&self) -> bool {
-        self.json || self.events.is_some() || self.result.is_some()
-    }
-}
-
 /// Takes the events of a run and brings them to their readers.
 pub struct Reporter {
     run: String,
@@ -78,7 +71,8 @@ impl Reporter {
         };
         // The file first: where it is refused, no thread has started.
         let result_file = outputs.result.map(place::ResultFile::check).transpose()?;
-        let elsewhere = outputs.events.as_deref().map(|to| place::open(to, outputs.json, outputs.stdout_is_data));
+        let elsewhere =
+            outputs.events.as_deref().map(|to| place::open(to, outputs.json, outputs.stdout_is_data));
         if let Some(file) = elsewhere.transpose()? {
             add("events", Box::new(file));
         }
@@ -107,7 +101,7 @@ impl Reporter {
         let mut state = self.lock();
         if state.finished.is_none() {
             state.remember(&event);
-            state.send(&self.run, event);
+            state.send(&self.run, now(), event);
         }
     }
 
@@ -120,16 +114,18 @@ impl Reporter {
         }
         self.complete(&mut result);
         let _ = self.ending.set(result.exit_code);
+        let time = now();
         if let Some(file) = &self.result_file {
-            let line = state.line(&self.run, Event::Result(Box::new(result.clone())));
+            let line = state.line(&self.run, time.clone(), Event::Result(Box::new(result.clone())));
             if let Err(error) = file.write(&line) {
                 let error = Error::io(Operation::Write, file.label(), &error);
                 result.status = Status::Failed;
-                result.exit_code = mover_model::error::most_severe(result.exit_code, ErrorKind::Io.exit_code());
+                result.exit_code =
+                    mover_model::error::most_severe(result.exit_code, ErrorKind::Io.exit_code());
                 result.error.get_or_insert_with(|| error.record());
             }
         }
-        state.send(&self.run, Event::Result(Box::new(result.clone())));
+        state.send(&self.run, time, Event::Result(Box::new(result.clone())));
         state.finished = Some(result.clone());
         let deadline = Instant::now() + PATIENCE;
         for reader in &state.readers {
@@ -171,22 +167,26 @@ impl Reporter {
     }
 }
 
+/// RFC 3339, UTC, microseconds.
+fn now() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
 impl State {
-    fn line(&self, run: &str, event: Event) -> Arc<[u8]> {
-        let time = format!("{:.6}", jiff::Timestamp::now());
+    fn line(&self, run: &str, time: String, event: Event) -> Arc<[u8]> {
         let envelope = Envelope { v: EVENT_VERSION, run: run.to_owned(), seq: self.seq, time, event };
         let mut line = serde_json::to_vec(&envelope).expect("events are plain values");
         line.push(b'\n');
         line.into()
     }
 
-    fn send(&mut self, run: &str, event: Event) {
+    fn send(&mut self, run: &str, time: String, event: Event) {
         let droppable = matches!(event, Event::Progress(_));
         if let Some(screen) = &self.screen {
             screen.offer(event.clone(), droppable);
         }
         if !self.readers.is_empty() {
-            let line = self.line(run, event);
+            let line = self.line(run, time, event);
             for reader in &self.readers {
                 reader.offer(line.clone(), droppable);
             }

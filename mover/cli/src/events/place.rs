@@ -53,7 +53,8 @@ fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 
 fn append(path: &Path) -> Result<File> {
     let bad = |message: String| {
-        Error::usage(format!("--events {}: {message}", path.display())).hint("name a file that can be written")
+        Error::usage(format!("--events {}: {message}", path.display()))
+            .hint("name a file that can be written")
     };
     if std::fs::metadata(path).is_ok_and(|facts| facts.file_type().is_block_device()) {
         return Err(bad("is a block device".to_owned()));

@@ -72,7 +72,8 @@ impl Screen {
     fn bad_extent(&mut self, extent: &BadExtent) -> Option<String> {
         self.bad_extents += 1;
         (self.bad_extents <= BAD_EXTENTS_SHOWN).then(|| {
-            let more = if self.bad_extents == BAD_EXTENTS_SHOWN { "; further ones are only counted" } else { "" };
+            let more =
+                if self.bad_extents == BAD_EXTENTS_SHOWN { "; further ones are only counted" } else { "" };
             format!(
                 "{} {}: {} at offset {} cannot be read: {}{more}",
                 paint(YELLOW, "bad extent:"),
@@ -110,7 +111,7 @@ fn plan_line(plan: &Plan) -> String {
             plan.target_access
         ),
     };
-    format!("{} -> {}: size {}{data}; {means}", plan.source, plan.target, known(plan.size))
+    format!("{} -> {}, size {}{data}; {means}", plan.source, plan.target, known(plan.size))
 }
 
 fn degradation_line(degradation: &Degradation) -> String {
@@ -146,17 +147,15 @@ fn say(text: &str) -> io::Result<()> {
     io::stderr().write_all(line.as_bytes())
 }
 
-const RED: &str = "31";
-const YELLOW: &str = "33";
-const GREEN: &str = "32";
+/// Marks for the beginning and end of a colour, until [`render`] has looked at names that hold escape codes. A name
+/// that holds a mark gets a colour and nothing else.
+const RED: char = '\u{e000}';
+const YELLOW: char = '\u{e001}';
+const GREEN: char = '\u{e002}';
+const END: char = '\u{e003}';
 
-/// Marks where a colour begins and ends, until [`printable`] has looked at names that hold escape codes.
-const COLOUR_BEGIN: char = '\u{e000}';
-const COLOUR_CODE_END: char = '\u{e001}';
-const COLOUR_END: char = '\u{e002}';
-
-fn paint(code: &str, text: &str) -> String {
-    format!("{COLOUR_BEGIN}{code}{COLOUR_CODE_END}{text}{COLOUR_END}")
+fn paint(colour: char, text: &str) -> String {
+    format!("{colour}{text}{END}")
 }
 
 /// The text with colours where stderr shows them, and with control characters, which a file's name may hold,
@@ -168,18 +167,16 @@ fn printable(text: &str) -> String {
 
 fn render(text: &str, colours: bool) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut in_code = false;
     for c in text.chars() {
+        let code = match c {
+            RED => "\x1b[1;31m",
+            YELLOW => "\x1b[1;33m",
+            GREEN => "\x1b[1;32m",
+            END => "\x1b[0m",
+            _ => "",
+        };
         match c {
-            COLOUR_BEGIN | COLOUR_CODE_END => {
-                in_code = c == COLOUR_BEGIN;
-                if colours {
-                    out.push_str(if in_code { "\x1b[1;" } else { "m" });
-                }
-            }
-            COLOUR_END if colours => out.push_str("\x1b[0m"),
-            COLOUR_END => {}
-            _ if in_code && !colours => {}
+            _ if !code.is_empty() => out.push_str(if colours { code } else { "" }),
             '\n' => out.push(c),
             c if c.is_control() => out.extend(c.escape_default()),
             c => out.push(c),
@@ -204,7 +201,10 @@ mod tests {
     fn an_error_reads_as_a_sentence_with_a_next_step() {
         let error = Error::os(mover_model::Operation::Read, "disk.raw", 5).offset(4096).hint("try again");
         let text = render(&error_lines(&error.record()), false);
-        assert_eq!(text, "error: read disk.raw at offset 4096: Input/output error (os error 5)\nhint: try again");
+        assert_eq!(
+            text,
+            "error: read disk.raw at offset 4096: Input/output error (os error 5)\nhint: try again"
+        );
     }
 
     #[test]

@@ -60,10 +60,15 @@ impl ProgressView {
                     return None;
                 }
                 self.last_line = progress.elapsed_seconds;
-                let percent = progress.total_bytes.filter(|total| *total > 0).map_or_else(String::new, |total| {
-                    format!(" {}%", u128::from(progress.done_bytes) * 100 / u128::from(total))
-                });
-                Some(format!("{}{percent} {}", progress.phase, figures(progress, self.estimate.left(progress))))
+                let percent =
+                    progress.total_bytes.filter(|total| *total > 0).map_or_else(String::new, |total| {
+                        format!(" {}%", u128::from(progress.done_bytes) * 100 / u128::from(total))
+                    });
+                Some(format!(
+                    "{}{percent} {}",
+                    progress.phase,
+                    figures(progress, self.estimate.left(progress))
+                ))
             }
         }
     }
@@ -165,7 +170,8 @@ mod tests {
     fn a_log_gets_a_line_every_ten_seconds() {
         let mut view = ProgressView::new(true);
         view.way = Way::Lines;
-        let lines: Vec<String> = (1..=25).filter_map(|s| view.advance(&at(f64::from(s), (s as u64) << 30))).collect();
+        let lines: Vec<String> =
+            (1..=25).filter_map(|s| view.advance(&at(f64::from(s), (s as u64) << 30))).collect();
         assert_eq!(
             lines,
             [

@@ -217,6 +217,19 @@ impl UringPair {
     }
 }
 
+impl Drop for UringPair {
+    /// The kernel tears a closed ring down later, in its own time, and until then keeps the files it knows:
+    /// a device that was just written would still be busy for whoever mounts it next.
+    fn drop(&mut self) {
+        for ring in std::iter::once(&mut self.data).chain(&mut self.plain) {
+            if ring.files_registered && ring.in_flight == 0 {
+                // Where it is refused, the files are let go a moment later.
+                let _ = ring.ring.submitter().unregister_files();
+            }
+        }
+    }
+}
+
 /// The best flavour the kernel sets up.
 pub(crate) fn best_ring(entries: u32, role: Role) -> Result<IoUring> {
     let mut last = None;

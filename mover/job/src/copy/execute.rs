@@ -52,11 +52,20 @@ pub(super) fn execute(
     open::check(options)?;
     let found = journal::find(options)?;
     if options.resume && found.is_none() {
-        emit(Event::Warning { message: "there is no journal to resume from: the copy begins at the start".into() });
+        emit(Event::Warning {
+            message: "there is no journal to resume from: the copy begins at the start".into(),
+        });
     }
     let mut pairs = open::open_all(options, found.is_some(), control, emit)?;
     let ticker = Ticker::new(emit, control, options.strict);
-    let decided = decide(options, &pairs, found.as_deref().map(|opened| opened.header.block_size), control, emit, &ticker);
+    let decided = decide(
+        options,
+        &pairs,
+        found.as_deref().map(|opened| opened.header.block_size),
+        control,
+        emit,
+        &ticker,
+    );
     let settings = match decided {
         Ok(settings) => settings,
         Err(error) => {
@@ -83,8 +92,9 @@ pub(super) fn execute(
     let ledger = match &options.journal {
         None => None,
         Some(path) => {
-            let begun = journal::header(options, &pairs, run.settings.block_size)
-                .and_then(|header| journal::begin(path, &header, found, &mut pairs, run.spool.as_ref(), emit));
+            let begun = journal::header(options, &pairs, run.settings.block_size).and_then(|header| {
+                journal::begin(path, &header, found, &mut pairs, run.spool.as_ref(), emit)
+            });
             match begun {
                 Ok(ledger) => Some(ledger),
                 Err(error) => {
@@ -128,7 +138,9 @@ fn move_and_prove(
             let (sender, receiver) = channel();
             let keeper = scope.spawn(move || journal::keep(ledger, &receiver, pairs, run.control));
             passes(run, pairs, Some(sender));
-            keeper.join().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the journal's keeper panicked")))
+            keeper
+                .join()
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "the journal's keeper panicked")))
         }),
     };
     run.ticker.phase("flush");
@@ -194,7 +206,12 @@ fn rims_of(pair: &OpenPair<'_>) -> Vec<Extent> {
     pair.rims.lock().unwrap_or_else(|p| p.into_inner()).clone()
 }
 
-fn pass<'r>(run: &'r Run<'_>, pairs: &'r [OpenPair<'_>], pass: Pass, journal: Option<Sender<Record>>) -> Report {
+fn pass<'r>(
+    run: &'r Run<'_>,
+    pairs: &'r [OpenPair<'_>],
+    pass: Pass,
+    journal: Option<Sender<Record>>,
+) -> Report {
     let mut tasks = Vec::new();
     let mut indices = Vec::new();
     for (index, pair) in pairs.iter().enumerate() {
@@ -318,7 +335,9 @@ impl Iterator for MainExtents<'_> {
                 let cut = part.split_aligned(granule);
                 ready.extend(cut.middle);
                 if cut.head.is_some() || cut.tail.is_some() {
-                    rims.lock().unwrap_or_else(|p| p.into_inner()).extend(cut.head.into_iter().chain(cut.tail));
+                    rims.lock()
+                        .unwrap_or_else(|p| p.into_inner())
+                        .extend(cut.head.into_iter().chain(cut.tail));
                 }
             });
         }
@@ -333,7 +352,8 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
     for (index, pair) in pairs.iter().enumerate() {
         let (Some(source), Some(target)) = (&pair.source.file, &pair.target.file) else {
             if always {
-                let error = Error::new(ErrorKind::Downgrade, "--offload always needs regular files at both ends");
+                let error =
+                    Error::new(ErrorKind::Downgrade, "--offload always needs regular files at both ends");
                 pair.fail(error.at(pair.pair.target.to_string()));
             }
             continue;
@@ -384,9 +404,9 @@ fn decide(
 ) -> Result<Settings> {
     let mut found = Found {
         pairs: pairs.len(),
-        memory_only: pairs.iter().all(|pair| {
-            pair.source.medium == Medium::Memory && pair.target.medium == Medium::Memory
-        }),
+        memory_only: pairs
+            .iter()
+            .all(|pair| pair.source.medium == Medium::Memory && pair.target.medium == Medium::Memory),
         sequential: pairs.iter().all(OpenPair::sequential),
         data_bytes: pairs.iter().map(open::data_bound).sum(),
         ..Found::default()
@@ -429,7 +449,8 @@ fn decide(
 }
 
 fn strict_error(control: &Control) -> Error {
-    let list: Vec<_> = control.degraded(0).into_iter().map(|d| format!("{} ({})", d.about, d.reason)).collect();
+    let list: Vec<_> =
+        control.degraded(0).into_iter().map(|d| format!("{} ({})", d.about, d.reason)).collect();
     Error::new(ErrorKind::Downgrade, format!("--strict allows no downgrade: {}", list.join("; ")))
         .hint("`mover doctor` tells what it would take; without --strict the copy goes on")
 }
@@ -556,14 +577,18 @@ fn write_digests(path: &Path, spool: &Spool, block_size: u32) -> Result<()> {
             xxh3_128: record.digest(),
             zero: record.zero,
         };
-        serde_json::to_writer(&mut out, &line).map_err(std::io::Error::from).and_then(|()| out.write_all(b"\n"))
+        serde_json::to_writer(&mut out, &line)
+            .map_err(std::io::Error::from)
+            .and_then(|()| out.write_all(b"\n"))
     };
     // Zeros are joined, so that the file does not tell how they were found.
     let mut zeros: Option<Record> = None;
     for record in spool.sorted()? {
         let record = record?;
         match &mut zeros {
-            Some(open) if record.zero && open.pair == record.pair && open.start + open.length == record.start => {
+            Some(open)
+                if record.zero && open.pair == record.pair && open.start + open.length == record.start =>
+            {
                 open.length += record.length;
                 continue;
             }

@@ -24,8 +24,10 @@ pub(super) fn find(options: &CopyOptions) -> Result<Option<Box<Opened>>> {
         Existing::Nothing => Ok(None),
         Existing::Ledger(opened) if options.resume => Ok(Some(opened)),
         Existing::Ledger(_) if options.force => Ok(None),
-        Existing::Ledger(_) => Err(Error::refused(path.display().to_string(), "a journal of an earlier copy is here")
-            .hint("--resume goes on with it; --force begins anew")),
+        Existing::Ledger(_) => {
+            Err(Error::refused(path.display().to_string(), "a journal of an earlier copy is here")
+                .hint("--resume goes on with it; --force begins anew"))
+        }
     }
 }
 
@@ -126,13 +128,20 @@ fn check_sample(sample: &[Record], pairs: &[OpenPair<'_>]) -> Result<()> {
 /// Appends finished segments to the ledger, each batch behind a flush of its targets, until all senders are
 /// gone. An error stops the run: what is not in the ledger would be moved again, but an error of the flush
 /// says that the target lost something.
-pub(super) fn keep(ledger: &mut Ledger, finished: &Receiver<Record>, pairs: &[OpenPair<'_>], control: &Control) -> Result<()> {
+pub(super) fn keep(
+    ledger: &mut Ledger,
+    finished: &Receiver<Record>,
+    pairs: &[OpenPair<'_>],
+    control: &Control,
+) -> Result<()> {
     let mut batch: Vec<Record> = Vec::new();
     let mut bytes = 0;
     let mut last = Instant::now();
     let period = Duration::from_millis(limits::JOURNAL_CHECKPOINT_MS);
     loop {
-        let open = match finished.recv_timeout(period.saturating_sub(last.elapsed()).max(Duration::from_millis(1))) {
+        let open = match finished
+            .recv_timeout(period.saturating_sub(last.elapsed()).max(Duration::from_millis(1)))
+        {
             Ok(record) => {
                 bytes += record.length;
                 batch.push(record);
@@ -178,8 +187,11 @@ pub(super) fn preflight(settings: &mover_engine::Settings, control: &Control) ->
         let huge = settings.huge_pages;
         let arena = Arena::new(usize::from(settings.queue_depth), settings.block_size as usize, huge)?;
         if huge == HugePages::Required && !arena.is_huge() {
-            return Err(Error::new(ErrorKind::Downgrade, "huge pages are required and the pool has too few free")
-                .hint("raise vm.nr_hugepages"));
+            return Err(Error::new(
+                ErrorKind::Downgrade,
+                "huge pages are required and the pool has too few free",
+            )
+            .hint("raise vm.nr_hugepages"));
         }
         if settings.register {
             ring.register_buffers(&arena, control);

@@ -144,7 +144,8 @@ pub fn look(path: &Path) -> Result<Existing> {
         Err(error) => return Err(Error::io(Operation::Open, label, &error)),
     };
     let refused = |why: &str| {
-        Err(Error::refused(&label, format!("is no journal of a copy: {why}")).hint("name another --journal file"))
+        Err(Error::refused(&label, format!("is no journal of a copy: {why}"))
+            .hint("name another --journal file"))
     };
     if file.metadata().is_ok_and(|meta| meta.len() == 0) {
         return Ok(Existing::Nothing);
@@ -185,7 +186,8 @@ pub fn look(path: &Path) -> Result<Existing> {
 pub fn create(path: &Path, header: &Header) -> Result<Ledger> {
     let label = path.display().to_string();
     let io = |error: std::io::Error| Error::io(Operation::Write, &label, &error);
-    let text = serde_json::to_vec(header).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
+    let text =
+        serde_json::to_vec(header).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
     let length = (FIXED + text.len() + 1 + 8).next_multiple_of(HEADER_ALIGN);
     let mut bytes = Vec::with_capacity(length);
     bytes.extend_from_slice(MAGIC);
@@ -227,10 +229,16 @@ impl Opened {
         }
         for (then, now) in self.header.pairs.iter().zip(&now.pairs) {
             if let Some(why) = then.source.differs(&now.source) {
-                return wrong(&now.source.path, format!("is not the source the journal was begun with: {why}"));
+                return wrong(
+                    &now.source.path,
+                    format!("is not the source the journal was begun with: {why}"),
+                );
             }
             if let Some(why) = then.target.differs(&now.target) {
-                return wrong(&now.target.path, format!("is not the target the journal was begun with: {why}"));
+                return wrong(
+                    &now.target.path,
+                    format!("is not the target the journal was begun with: {why}"),
+                );
             }
         }
         if self.header.extents != now.extents {
@@ -257,7 +265,9 @@ impl Opened {
             let filled = read_some(&self.ledger.file, &mut buffer, self.ledger.end)
                 .map_err(|error| Error::io(Operation::Read, &label, &error))?;
             for bytes in buffer[..filled].chunks(RECORD_BYTES) {
-                let Some((record, kind)) = decode(bytes, self.ledger.seed, self.ledger.records) else { break 'file };
+                let Some((record, kind)) = decode(bytes, self.ledger.seed, self.ledger.records) else {
+                    break 'file;
+                };
                 self.ledger.records += 1;
                 self.ledger.end += RECORD_BYTES as u64;
                 if kind == KIND_COMPLETE {
@@ -329,7 +339,9 @@ fn lock(file: &File, label: &str) -> Result<()> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
         Ok(_) => Ok(()),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
-            Err(Error::new(ErrorKind::Busy, "another run of mover uses this journal").during(Operation::Lock).at(label))
+            Err(Error::new(ErrorKind::Busy, "another run of mover uses this journal")
+                .during(Operation::Lock)
+                .at(label))
         }
         Err(errno) => Err(Error::os(Operation::Lock, label, errno as i32)),
     }

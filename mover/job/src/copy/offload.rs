@@ -34,9 +34,11 @@ pub fn offload(
     use std::os::fd::AsFd;
     let size = source.size().unwrap_or(0);
     let cannot = |reason: String| match offload {
-        Offload::Always => Err(Error::new(ErrorKind::Downgrade, format!("the kernel cannot copy it: {reason}"))
-            .at(mover_engine::Sink::label(target))
-            .hint("--offload auto copies through the engine instead")),
+        Offload::Always => {
+            Err(Error::new(ErrorKind::Downgrade, format!("the kernel cannot copy it: {reason}"))
+                .at(mover_engine::Sink::label(target))
+                .hint("--offload auto copies through the engine instead"))
+        }
         _ => Ok(Err(reason)),
     };
     if source.is_block() || target.is_block() {
@@ -86,7 +88,9 @@ pub fn offload(
                     bytes += copied as u64;
                 }
                 Err(Errno::EINTR) => {}
-                Err(errno @ (Errno::EXDEV | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS)) if bytes == 0 => {
+                Err(errno @ (Errno::EXDEV | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS))
+                    if bytes == 0 =>
+                {
                     return cannot(format!("{reflink_reason}; copy_file_range: {}", errno.desc()));
                 }
                 Err(errno) => {

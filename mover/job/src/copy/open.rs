@@ -119,11 +119,14 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
         if options.verify && (stdout || nothing) {
             return Err(Error::usage(format!("--verify cannot read {} back", pair.target)));
         }
-        if pair.source == Locator::Stream && options.extents.is_some() || stdout && options.extents.is_some() {
+        if pair.source == Locator::Stream && options.extents.is_some() || stdout && options.extents.is_some()
+        {
             return Err(Error::usage("--extents needs a source and a target that are not streams"));
         }
         if stdout && options.record_read_errors {
-            return Err(Error::usage("--on-read-error record needs a target that can be left as it is, not a stream"));
+            return Err(Error::usage(
+                "--on-read-error record needs a target that can be left as it is, not a stream",
+            ));
         }
         let streams = pair.source == Locator::Stream || stdout;
         if options.journal.is_some() && (streams || nothing || matches!(pair.source, Locator::Null { .. })) {
@@ -140,7 +143,9 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
     ];
     if options.offload == super::Offload::Always {
         if let Some((_, flag)) = asks_for_bytes.iter().find(|(asked, _)| *asked) {
-            return Err(Error::usage(format!("--offload always leaves the bytes to the kernel, but {flag} needs them")));
+            return Err(Error::usage(format!(
+                "--offload always leaves the bytes to the kernel, but {flag} needs them"
+            )));
         }
     }
     Ok(())
@@ -220,6 +225,7 @@ fn open_pair<'a>(
         resume,
         keep_content: list.is_some(),
         size,
+        mode: source.mode,
         dry_run: options.dry_run,
     };
     let source_path = match &pair.source {
@@ -231,7 +237,10 @@ fn open_pair<'a>(
         let listed = list.bytes();
         if Some(listed) != size {
             emit(Event::Warning {
-                message: format!("{} is new: bytes outside the list of extents read as zeros in it", pair.target),
+                message: format!(
+                    "{} is new: bytes outside the list of extents read as zeros in it",
+                    pair.target
+                ),
             });
         }
     }

@@ -161,7 +161,9 @@ impl Sorted<'_> {
     fn advance(&mut self, index: usize) -> Result<()> {
         let cursor = &mut self.cursors[index];
         if cursor.next == cursor.buffer.len() {
-            let Some((offset, records)) = cursor.rest.filter(|&(_, records)| records > 0) else { return Ok(()) };
+            let Some((offset, records)) = cursor.rest.filter(|&(_, records)| records > 0) else {
+                return Ok(());
+            };
             let count = (records as usize).min(MERGE_RECORDS);
             cursor.buffer = self
                 .spool
