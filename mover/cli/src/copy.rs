@@ -13,7 +13,7 @@ use mover_model::event::{Event, Plan, RunResult, Status};
 use mover_model::{Error, ErrorKind, Locator, Result};
 
 use crate::engine_args::EngineArgs;
-use crate::events::{Outputs, Reporter};
+use crate::events::{self, Outputs, Reporter};
 use crate::output;
 use crate::people::{Screen, plan_table, print_error};
 use crate::signals::{self, GiveUp};
@@ -201,12 +201,12 @@ impl Args {
     /// No file has two roles: a ledger appended to the disk it tells of would destroy it.
     fn refuse_shared_files(&self) -> Result<()> {
         let mut files: Vec<(&str, &Path)> = Vec::new();
-        let events = self.events.events.as_deref().filter(|to| !to.as_encoded_bytes().starts_with(b"fd:"));
+        let events = self.events.events.as_deref().map(events::path);
         let flags = [
             ("--extents", self.what.extents.as_deref()),
             ("--journal", self.safety.journal.as_deref()),
             ("--digest-out", self.safety.digest_out.as_deref()),
-            ("--events", events.map(Path::new)),
+            ("--events", events.as_deref()),
             ("--result", self.events.result.as_deref()),
         ];
         files.extend(flags.into_iter().filter_map(|(flag, path)| Some((flag, path?))));
@@ -221,6 +221,17 @@ impl Args {
                 if same_file(path, other) {
                     return Err(Error::usage(format!("{flag} {} is also {what}", path.display()))
                         .hint(format!("name another file for {flag}")));
+                }
+            }
+        }
+        if self.stdout_is_data() {
+            let others = files.iter().copied().chain([("standard error", Path::new("/proc/self/fd/2"))]);
+            for (what, path) in others {
+                if same_open_file(path, Path::new("/proc/self/fd/1")) {
+                    return Err(Error::usage(format!(
+                        "{what} goes to standard output, which carries the data"
+                    ))
+                    .hint("send it elsewhere: data and messages would mix"));
                 }
             }
         }
@@ -244,10 +255,9 @@ impl Args {
 /// Whether two names mean one file, which need not exist yet. Terminals, pipes and /dev/null may be shared.
 pub fn same_file(one: &Path, other: &Path) -> bool {
     match (std::fs::metadata(one), std::fs::metadata(other)) {
-        (Ok(one), Ok(other)) => {
-            let kind = one.file_type();
-            let shareable = kind.is_char_device() || kind.is_fifo() || kind.is_socket();
-            !shareable && (one.dev(), one.ino()) == (other.dev(), other.ino())
+        (Ok(facts), Ok(_)) => {
+            let kind = facts.file_type();
+            !kind.is_fifo() && !kind.is_socket() && same_open_file(one, other)
         }
         (Err(_), Err(_)) => {
             let place = |path: &Path| {
@@ -259,6 +269,12 @@ pub fn same_file(one: &Path, other: &Path) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether two names that exist mean one file, pipe or socket; terminals and /dev/null do not count.
+fn same_open_file(one: &Path, other: &Path) -> bool {
+    let (Ok(one), Ok(other)) = (std::fs::metadata(one), std::fs::metadata(other)) else { return false };
+    !one.file_type().is_char_device() && (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// Runs the verb; returns the process exit code.
@@ -399,13 +415,12 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     fn options(args: &[&str]) -> Result<CopyOptions> {
-        let (args, _) = copy_args(args).unwrap();
-        args.refuse_shared_files()?;
-        args.options()
+        copy_args(args).unwrap().0.options()
     }
 
     fn rejected(args: &[&str]) -> String {
-        let error = options(args).unwrap_err();
+        let shared = copy_args(args).unwrap().0.refuse_shared_files();
+        let error = shared.and_then(|()| options(args)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage, "{args:?}");
         assert!(error.record().hint.is_some() || !error.message().is_empty());
         error.message().to_owned()
@@ -467,8 +482,12 @@ mod tests {
                 .contains("a target")
         );
         assert!(rejected(&[&a, &b, "--journal", &file("j"), "--result", &file("j")]).contains("--result"));
-        assert!(options(&[&a, &b, "--journal", &file("j"), "--result", &file("r")]).is_ok());
-        assert!(options(&["/dev/null", "/dev/null", "--events", "/dev/null"]).is_ok());
+        for fine in [
+            &[&a, &b, "--journal", &file("j"), "--result", &file("r")][..],
+            &["/dev/null", "/dev/null", "--events", "/dev/null"],
+        ] {
+            assert!(copy_args(fine).unwrap().0.refuse_shared_files().is_ok(), "{fine:?}");
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@
 
 mod bench;
 mod copy;
+#[cfg(test)]
+mod docs_test;
 mod doctor;
 mod engine_args;
 mod events;

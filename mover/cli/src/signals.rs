@@ -29,6 +29,10 @@ pub fn watch(
     stop: impl FnOnce(&'static str) + Send + 'static,
     give_up: impl Fn(GiveUp) -> u8 + Clone + Send + 'static,
 ) {
+    // A write past the limit on file sizes shall fail with EFBIG, which names the file, and not kill.
+    let mut never = SigSet::empty();
+    never.add(Signal::SIGXFSZ);
+    let _ = never.thread_block();
     let ignored = ignored_signals();
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);

@@ -111,6 +111,25 @@ fn a_usage_error_never_touches_a_file_with_two_roles() {
 }
 
 #[test]
+fn messages_never_mix_with_data_on_standard_output() {
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = mover(&["copy", "null:64M", "-"]);
+    let mut child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
+    drop(command);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(2));
+    assert!(said.contains("standard error goes to standard output"), "{said}");
+    for to in ["/dev/stdout", "fd:1"] {
+        let out = output(&["copy", "null:64M", "-", "--events", to]);
+        assert_eq!((out.status.code(), out.stdout.len()), (Some(2), 0), "{to}");
+    }
+    let out = output(&["copy", "null:8M", "-", "--json"]);
+    assert_eq!((out.status.code(), out.stdout.len()), (Some(0), 8 << 20), "{}", text(&out.stderr));
+    assert_eq!(lines(&out.stderr).last().unwrap()["type"], "result");
+}
+
+#[test]
 fn a_run_begins_with_start_and_ends_with_one_result() {
     let folder = tempfile::tempdir().unwrap();
     let name = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -296,7 +296,7 @@ pub fn open_target(
         }
     }
     if target.dry_run && !existed {
-        return Ok(dry_target(path, &label)?);
+        return dry_target(path, &label);
     }
     let mut open = StdOpenOptions::new();
     open.read(true).write(true);
@@ -307,10 +307,12 @@ pub fn open_target(
     };
     let mut file = file.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::ETXTBSY) => in_use(&label),
-        Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only"),
+        Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only")
+            .hint("make it writable, or choose another target"),
         _ => Error::io(Operation::Open, &label, &error),
     })?;
-    let mut size = size_of(&file, is_block, &label)?;
+    let unfinished = Unfinished((!existed).then_some(path));
+    let size = size_of(&file, is_block, &label)?;
     if is_block {
         guard_device(path, &file, size, &target, &label)?;
     }
@@ -329,13 +331,9 @@ pub fn open_target(
     } else if !is_block {
         lock_target(direct.as_ref().map_or(&file, |(file, _)| file), &label, lock_wait(target.resume))?;
     }
-    if !is_block && !target.dry_run && (!target.keep_content || empty) {
-        if let Some(needed) = target.size.filter(|&needed| needed != size) {
-            file.set_len(needed)
-                .map_err(|error| Error::io(Operation::Resize, &label, &error).offset(needed))?;
-            size = needed;
-        }
-    } else if let Some(needed) = target.size {
+    // A file is sized by `FileSink::prepare`, once nothing can be refused any more.
+    let resized = if is_block || (target.keep_content && !empty) { None } else { target.size };
+    if let Some(needed) = target.size.filter(|_| resized.is_none()) {
         refuse_smaller(&label, size, needed)?;
     }
     let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
@@ -343,7 +341,8 @@ pub fn open_target(
     let handles = Handles { label, buffered: file, direct, is_block, polled, size };
     let fresh = empty && !is_block;
     let sized = !target.keep_content || fresh;
-    let file = Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized });
+    let file = Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized, resized });
+    unfinished.done();
     Ok(OpenTarget {
         sink: Box::new(Shared(file.clone())),
         file: Some(file),
@@ -351,6 +350,24 @@ pub fn open_target(
         medium,
         created: !existed,
     })
+}
+
+/// Removes the file that was made, unless its opening came to a good end.
+struct Unfinished<'a>(Option<&'a Path>);
+
+impl Unfinished<'_> {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            // It stays behind only if it cannot be removed, and then it is empty.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// What a target that does not exist yet would be, found by looking at its folder.
@@ -381,7 +398,8 @@ fn in_use(label: &str) -> Error {
 fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, label: &str) -> Result<()> {
     let read_only = is_read_only_device(file).unwrap_or(false);
     if read_only {
-        return Err(Error::refused(label, "the device is read-only"));
+        return Err(Error::refused(label, "the device is read-only")
+            .hint("make it writable, or choose another target"));
     }
     // The kernel's own claim on a device: a mounted or otherwise held one answers EBUSY. A run that was
     // killed holds it until its last write has landed.

@@ -88,6 +88,8 @@ impl Handles {
             file: setup.add_file(self.file(access).as_fd(), polled),
             rules: self.alignment(access),
             zeroing,
+            cached_device: self.is_block && access == Access::Buffered,
+            claimed_elsewhere: self.direct.is_some(),
             label: self.label.clone(),
             running: Vec::with_capacity(usize::from(setup.queue_depth())),
             free: Vec::with_capacity(usize::from(setup.queue_depth())),
@@ -147,6 +149,8 @@ pub struct FileSink {
     pub(crate) zeroing: Arc<Zeroing>,
     /// Whether the run sets the file's size: not where only a list of extents is written.
     pub(crate) sized: bool,
+    /// The size that [`FileSink::prepare`] gives the file.
+    pub(crate) resized: Option<u64>,
 }
 
 impl FileSink {
@@ -158,6 +162,19 @@ impl FileSink {
     /// Whether it is a block device.
     pub fn is_block(&self) -> bool {
         self.handles.is_block
+    }
+
+    /// Gives the file its size. The first change to a target: not before everything that can be refused
+    /// was looked at, for all pairs and for the journal.
+    ///
+    /// # Errors
+    /// `Full` where the filesystem has no files of that size; those of ftruncate(2).
+    pub fn prepare(&self) -> Result<()> {
+        let Some(size) = self.resized.filter(|&size| size != self.handles.size) else { return Ok(()) };
+        self.handles
+            .buffered
+            .set_len(size)
+            .map_err(|error| Error::io(Operation::Resize, self.label(), &error).offset(size))
     }
 }
 
@@ -226,6 +243,8 @@ const METHODS: [Option<i32>; 3] = [
     Some(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
     None,
 ];
+/// The largest logical block of a device: a multiple of it is aligned on every one.
+const DEVICE_BLOCK_MAX: u64 = 4096;
 const PUNCH_HOLE: u8 = 0;
 const ZERO_RANGE: u8 = 1;
 const WRITE_ZEROS: u8 = 2;
@@ -236,6 +255,10 @@ struct FileLane {
     file: FileId,
     rules: Alignment,
     zeroing: Option<Arc<Zeroing>>,
+    /// Whether this is a block device behind the page cache.
+    cached_device: bool,
+    /// Whether another descriptor of ours, the direct one, holds the claim on it.
+    claimed_elsewhere: bool,
     label: String,
     /// Operations in flight; the index is the submission's number.
     running: Vec<Running>,
@@ -284,6 +307,14 @@ impl FileLane {
         io.push(index, submission);
     }
 
+    /// Whether zeros of a block device have to be written, however it likes its calls. Through the page cache
+    /// they come unaligned, which no call takes; and a descriptor without the claim on the device gets EBUSY
+    /// where a page of the range is dirty (block/bdev.c: truncate_bdev_range). What is so written is small.
+    fn writes_zeros(&self, operation: &LaneOperation) -> bool {
+        let unaligned = !(operation.offset | operation.length).is_multiple_of(DEVICE_BLOCK_MAX);
+        self.cached_device && (self.claimed_elsewhere || unaligned)
+    }
+
     fn end(&mut self, index: u32, result: std::result::Result<u64, Fault>, io: &mut Io<'_>) {
         let operation = self.running[index as usize].operation;
         self.free.push(index);
@@ -318,6 +349,11 @@ impl FileLane {
 impl Lane for FileLane {
     fn begin(&mut self, operation: LaneOperation, io: &mut Io<'_>) {
         let method = match (operation.kind, &self.zeroing) {
+            (OperationKind::Sink(SinkOperation::Hole | SinkOperation::Zero), _)
+                if self.writes_zeros(&operation) =>
+            {
+                WRITE_ZEROS
+            }
             (OperationKind::Sink(SinkOperation::Hole), Some(zeroing)) => {
                 zeroing.method.load(Ordering::Relaxed)
             }

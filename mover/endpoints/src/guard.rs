@@ -78,7 +78,8 @@ pub fn refuse_shared_targets(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
             }
             let same_name = |a: &Path, b: &Path| std::path::absolute(a).ok() == std::path::absolute(b).ok();
             if same_name(target, other_target) {
-                return Err(Error::refused(target.display().to_string(), "two pairs name this target"));
+                return Err(Error::refused(target.display().to_string(), "two pairs name this target")
+                    .hint("choose another target"));
             }
             if let Some(this) = &known[index].1 {
                 if let Some(that) = &known[other].1 {

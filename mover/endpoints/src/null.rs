@@ -1,6 +1,6 @@
 //! `null:SIZE`: a source of zeros, and a sink that takes everything.
 
-use mover_engine::lane::{LaneOperation, OperationKind};
+use mover_engine::lane::{Fault, LaneOperation, OperationKind};
 use mover_engine::{Access, Alignment, Io, Lane, LaneSetup, Sink, Source};
 use mover_model::{Extent, ExtentKind, Result};
 
@@ -35,7 +35,7 @@ impl Source for Null {
     }
 
     fn lane(&self, _: Access, _: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
-        Ok(Box::new(NullLane))
+        Ok(Box::new(NullLane { capacity: u64::MAX }))
     }
 }
 
@@ -61,7 +61,7 @@ impl Sink for Null {
     }
 
     fn lane(&self, _: Access, _: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
-        Ok(Box::new(NullLane))
+        Ok(Box::new(NullLane { capacity: self.size.unwrap_or(u64::MAX) }))
     }
 
     fn flush(&self) -> Result<()> {
@@ -78,12 +78,18 @@ fn label(size: Option<u64>) -> String {
 }
 
 /// Operations end where they begin. Reads come only from a list that calls parts of the null disk data.
-struct NullLane;
+struct NullLane {
+    /// What does not fit is refused as by a full device: the size of a stream is not known beforehand.
+    capacity: u64,
+}
 
 impl Lane for NullLane {
     fn begin(&mut self, operation: LaneOperation, io: &mut Io<'_>) {
         match operation.kind {
             OperationKind::Read => io.finish_with_zeros(&operation),
+            OperationKind::Sink(_) if operation.offset + operation.length > self.capacity => {
+                io.finish(&operation, Err(Fault { errno: libc::ENOSPC, offset: self.capacity }));
+            }
             OperationKind::Sink(_) => io.finish(&operation, Ok(operation.length)),
         }
     }

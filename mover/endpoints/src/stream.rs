@@ -225,11 +225,11 @@ impl WriteLane {
             for operation in waiting.into_values() {
                 io.finish(&operation, Err(Fault { errno, offset: self.position }));
             }
-        } else if self.active.is_none() {
-            if let Some(operation) = self.waiting.remove(&self.position) {
-                self.active = Some(operation);
-                self.push(&operation, io);
-            }
+        } else if self.active.is_none()
+            && let Some(operation) = self.waiting.remove(&self.position)
+        {
+            self.active = Some(operation);
+            self.push(&operation, io);
         }
     }
 }

@@ -90,7 +90,7 @@ impl Planner {
             if let Some(rest) = extent.clip(boundary, extent.end()) {
                 self.add(rest, give);
             }
-        } else if extent.end() % self.block_size == 0 {
+        } else if extent.end().is_multiple_of(self.block_size) {
             self.give_span(extent, give);
         } else {
             if let Some(whole) = extent.clip(extent.start, last_block) {

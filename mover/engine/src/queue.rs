@@ -4,8 +4,8 @@
 //! a disk of any number of extents takes the same memory. Nothing here is touched more than once per item,
 //! and an item is up to 64 MiB.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 use mover_model::{Error, Extent, Result, limits};
@@ -102,7 +102,16 @@ impl<'a> Queue<'a> {
 
     /// Pulls the next batch of every task's extents; false when another worker is at it.
     fn refill(&self, failed: &dyn Fn(usize, Error)) -> bool {
-        let Ok(mut feeds) = self.feeds.try_lock() else { return false };
+        let mut feeds = match self.feeds.try_lock() {
+            Ok(feeds) => feeds,
+            Err(TryLockError::WouldBlock) => return false,
+            // A list of extents panicked, which fails the run: nothing more comes, or the others wait for ever.
+            Err(TryLockError::Poisoned(poisoned)) => {
+                poisoned.into_inner().clear();
+                self.exhausted.store(true, Ordering::Release);
+                return true;
+            }
+        };
         let mut push = |item| self.ready.push(item);
         feeds.retain_mut(|feed| {
             for _ in 0..limits::FEED_BATCH {

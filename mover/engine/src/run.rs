@@ -1,5 +1,7 @@
 //! One run of the engine: tasks in, outcomes out.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
@@ -116,7 +118,16 @@ pub fn run<'a>(
             .map(|(index, own)| {
                 let (shared, factories) = (&shared, &factories);
                 let thread = std::thread::Builder::new().name(format!("mover-{index}"));
-                thread.spawn_scoped(scope, move || work(shared, own, factories, index))
+                thread.spawn_scoped(scope, move || {
+                    // Caught here and not at the join, so that the other workers stop at once. Unwind safety:
+                    // what a panic may have left half done is of tasks that have failed.
+                    catch_unwind(AssertUnwindSafe(|| work(shared, own, factories, index))).unwrap_or_else(
+                        |panic| {
+                            fail_all(shared, panicked(&*panic));
+                            WorkerStats::default()
+                        },
+                    )
+                })
             })
             .collect();
         for thread in threads {
@@ -125,15 +136,10 @@ pub fn run<'a>(
                     reads.add(&stats.reads);
                     writes.add(&stats.writes);
                 }
-                Ok(Err(panic)) => {
-                    let what = panic.downcast_ref::<String>().map(String::as_str);
-                    let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-                    let error = Error::new(ErrorKind::Internal, format!("a worker panicked: {what}"));
-                    shared.tasks.iter().for_each(|task| task.fail(error.clone()));
-                }
+                Ok(Err(panic)) => fail_all(&shared, panicked(&*panic)),
                 Err(error) => {
-                    let error = Error::new(ErrorKind::Internal, format!("cannot start a worker: {error}"));
-                    shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+                    let message = format!("cannot start a worker: {error}");
+                    fail_all(&shared, Error::new(ErrorKind::Internal, message));
                 }
             }
         }
@@ -152,6 +158,16 @@ pub fn run<'a>(
         read_latency: reads.summary(),
         write_latency: writes.summary(),
     }
+}
+
+fn fail_all(shared: &Shared<'_>, error: Error) {
+    shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    let what = panic.downcast_ref::<String>().map(String::as_str);
+    let what = what.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    Error::new(ErrorKind::Internal, format!("a worker panicked: {what}"))
 }
 
 fn work<'a>(
@@ -186,7 +202,7 @@ fn work<'a>(
                     path: None,
                 });
             } else {
-                shared.tasks.iter().for_each(|task| task.fail(error.clone()));
+                fail_all(shared, error);
             }
             WorkerStats::default()
         }

@@ -216,11 +216,11 @@ impl<'r, 'a> Worker<'r, 'a> {
                 Some(Dry::ForNow(wait)) => wait,
                 _ => Duration::from_millis(limits::WAIT_MS),
             };
-            if self.ring.in_flight() > 0 {
-                if let Err(error) = self.ring.wait(timeout) {
-                    self.fatal = Some(error);
-                    return self.give_up();
-                }
+            if self.ring.in_flight() > 0
+                && let Err(error) = self.ring.wait(timeout)
+            {
+                self.fatal = Some(error);
+                return self.give_up();
             }
             self.drain();
         }

@@ -75,14 +75,13 @@ impl EngineOptions {
     /// # Errors
     /// `Usage`, naming the flag.
     pub fn check(&self) -> Result<()> {
-        if let Some(size) = self.block_size {
-            if !size.is_multiple_of(limits::BLOCK_SIZE_MIN)
-                || !(limits::BLOCK_SIZE_MIN..=limits::BLOCK_SIZE_MAX).contains(&size)
-            {
-                return Err(Error::usage(format!(
-                    "--block-size {size}: must be a multiple of 4K between 4K and 32M"
-                )));
-            }
+        if let Some(size) = self.block_size
+            && (!size.is_multiple_of(limits::BLOCK_SIZE_MIN)
+                || !(limits::BLOCK_SIZE_MIN..=limits::BLOCK_SIZE_MAX).contains(&size))
+        {
+            return Err(Error::usage(format!(
+                "--block-size {size}: must be a multiple of 4K between 4K and 32M"
+            )));
         }
         if let Some(depth) = self.queue_depth.filter(|d| !(1..=limits::QUEUE_DEPTH_MAX).contains(d)) {
             return Err(Error::usage(format!(

@@ -425,7 +425,7 @@ impl<'de> Visitor<'de> for OptionalNumber {
         Number.expecting(f)
     }
 
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
         Ok(None)
     }
 

@@ -38,7 +38,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitError> {
         let scaled: u128 = fraction.parse().map_err(|_| not_a_size())?;
         let product = scaled * multiplier;
         let divisor = 10u128.pow(fraction.len() as u32);
-        if product % divisor != 0 && multiplier == 1 {
+        if !product.is_multiple_of(divisor) && multiplier == 1 {
             return Err(not_a_size());
         }
         bytes += product / divisor;

@@ -16,6 +16,7 @@ use mover_model::event::{EVENT_VERSION, Envelope, Event, RunResult, Status};
 use mover_model::{Error, ErrorKind, Operation, Result};
 
 pub use outlet::Outlet;
+pub use place::path;
 
 use crate::people::Screen;
 
@@ -113,7 +114,6 @@ impl Reporter {
             return finished.clone();
         }
         self.complete(&mut result);
-        let _ = self.ending.set(result.exit_code);
         let time = now();
         if let Some(file) = &self.result_file {
             let line = state.line(&self.run, time.clone(), Event::Result(Box::new(result.clone())));
@@ -125,6 +125,7 @@ impl Reporter {
                 result.error.get_or_insert_with(|| error.record());
             }
         }
+        let _ = self.ending.set(result.exit_code);
         state.send(&self.run, time, Event::Result(Box::new(result.clone())));
         state.finished = Some(result.clone());
         let deadline = Instant::now() + PATIENCE;
@@ -246,5 +247,17 @@ mod tests {
         assert!(matches!(lines[2].event, Event::Result(_)));
         let record: Envelope = serde_json::from_slice(&std::fs::read(result).unwrap()).unwrap();
         assert_eq!((&record.event, record.seq), (&lines[2].event, 2));
+    }
+
+    #[test]
+    fn a_result_file_that_cannot_be_written_fails_the_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let outputs = Outputs { result: Some(folder.path().join("result")), ..Outputs::default() };
+        let reporter = Reporter::open(outputs, None).unwrap();
+        folder.close().unwrap();
+        let result = reporter.finish(RunResult::default());
+        assert_eq!((result.status, result.exit_code), (Status::Failed, 1));
+        assert!(result.error.unwrap().path.unwrap().ends_with("result"));
+        assert_eq!(reporter.ending(), Some(1));
     }
 }

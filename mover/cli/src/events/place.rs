@@ -23,6 +23,14 @@ pub fn open(to: &OsStr, json: bool, stdout_is_data: bool) -> Result<File> {
     }
 }
 
+/// The name under which the kernel knows what `--events` names.
+pub fn path(to: &OsStr) -> PathBuf {
+    match to.as_bytes().strip_prefix(b"fd:") {
+        Some(number) => Path::new("/proc/self/fd").join(OsStr::from_bytes(number)),
+        None => to.into(),
+    }
+}
+
 fn descriptor(number: &str, json: bool, stdout_is_data: bool) -> Result<File> {
     let bad = |message: &str| {
         Error::usage(format!("--events fd:{number}: {message}"))

@@ -92,9 +92,9 @@ impl ProgressView {
 fn new_bar(progress: &Progress) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(progress.total_bytes, ProgressDrawTarget::stderr());
     let template = if progress.total_bytes.is_some() {
-        "{prefix} [{bar:30}] {percent:>3}% {msg}"
+        "{prefix} [{bar:20}] {percent:>3}% {wide_msg}"
     } else {
-        "{prefix} {spinner} {msg}"
+        "{prefix} {spinner} {wide_msg}"
     };
     let style = ProgressStyle::with_template(template).expect("a fixed template");
     bar.set_style(style.progress_chars("=> "));

@@ -89,6 +89,7 @@ pub(super) fn execute(
         bad: BadExtents::default(),
         report: Mutex::default(),
     };
+    let begins = found.is_none();
     let ledger = match &options.journal {
         None => None,
         Some(path) => {
@@ -104,6 +105,14 @@ pub(super) fn execute(
             }
         }
     };
+    if let Err(error) = open::prepare(&pairs) {
+        if let (Some(path), true) = (&options.journal, begins) {
+            // Nothing is in it, and it would stand in the way of the next run.
+            let _ = std::fs::remove_file(path);
+        }
+        open::abandon(&pairs);
+        return Err(error);
+    }
     let total = total_bytes(&pairs);
     let flushed: Vec<_> = pairs.iter().map(|_| Mutex::new((false, false))).collect();
     let ended = std::thread::scope(|scope| {
@@ -386,10 +395,10 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
 /// Sets the final size and makes the target durable.
 fn finish(pair: &OpenPair<'_>) -> Result<()> {
     let end = *pair.stream_end.lock().unwrap_or_else(|p| p.into_inner());
-    if let Some(size) = end.or(pair.size) {
-        if !pair.failed() {
-            pair.target.sink.finish(size)?;
-        }
+    if let Some(size) = end.or(pair.size)
+        && !pair.failed()
+    {
+        pair.target.sink.finish(size)?;
     }
     pair.target.sink.flush()
 }

@@ -162,7 +162,7 @@ pub fn look(path: &Path) -> Result<Existing> {
         return refused("it is of a newer version of mover");
     }
     let length = word(12) as usize;
-    if length % HEADER_ALIGN != 0 || !(HEADER_ALIGN..=HEADER_MAX).contains(&length) {
+    if !length.is_multiple_of(HEADER_ALIGN) || !(HEADER_ALIGN..=HEADER_MAX).contains(&length) {
         return refused("its header is damaged");
     }
     let mut header = vec![0; length];
@@ -397,11 +397,11 @@ fn cover(covered: &mut BTreeMap<u64, u64>, mut start: u64, mut end: u64) {
     if start == end {
         return;
     }
-    if let Some((&before, &before_end)) = covered.range(..=start).next_back() {
-        if before_end >= start {
-            start = before;
-            end = end.max(before_end);
-        }
+    if let Some((&before, &before_end)) = covered.range(..=start).next_back()
+        && before_end >= start
+    {
+        start = before;
+        end = end.max(before_end);
     }
     while let Some((&next, &next_end)) = covered.range(start..=end).next() {
         end = end.max(next_end);

@@ -2,10 +2,10 @@
 
 use mover_endpoints::{FileSink, FileSource};
 use mover_engine::sys::{self, NFS_MAGIC};
-use mover_engine::{Control, Source};
+use mover_engine::{Control, Sink, Source};
 use mover_model::{Error, ErrorKind, ExtentKind, Operation, Result};
 use nix::errno::Errno;
-use nix::fcntl::copy_file_range;
+use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 
 use super::Offload;
 
@@ -100,5 +100,26 @@ pub fn offload(
             }
         }
     }
+    if bytes > 0 && !target.reads_zero() {
+        punch_holes(source, target)?;
+    }
     Ok(Ok(Offloaded { how: "copy_file_range", bytes }))
+}
+
+/// What the target held before must not shine through the holes of the source. Last, so that a kernel that
+/// cannot copy has not cost the target anything.
+fn punch_holes(source: &FileSource, target: &FileSink) -> Result<()> {
+    let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    for extent in source.extents()? {
+        let extent = extent?;
+        if extent.kind != ExtentKind::Data {
+            fallocate(target.file(), mode, extent.start as i64, extent.length as i64).map_err(|errno| {
+                let label = mover_engine::Sink::label(target);
+                Error::os(Operation::Zero, label, errno as i32)
+                    .offset(extent.start)
+                    .hint("--offload never copies through the engine instead")
+            })?;
+        }
+    }
+    Ok(())
 }

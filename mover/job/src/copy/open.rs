@@ -141,12 +141,12 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
         (options.engine.rate.is_some(), "--rate"),
         (options.sparse == Sparse::Never, "--sparse never"),
     ];
-    if options.offload == super::Offload::Always {
-        if let Some((_, flag)) = asks_for_bytes.iter().find(|(asked, _)| *asked) {
-            return Err(Error::usage(format!(
-                "--offload always leaves the bytes to the kernel, but {flag} needs them"
-            )));
-        }
+    if options.offload == super::Offload::Always
+        && let Some((_, flag)) = asks_for_bytes.iter().find(|(asked, _)| *asked)
+    {
+        return Err(Error::usage(format!(
+            "--offload always leaves the bytes to the kernel, but {flag} needs them"
+        )));
     }
     Ok(())
 }
@@ -191,6 +191,11 @@ pub(super) fn open_all<'a>(
         }
     }
     Ok(open)
+}
+
+/// Gives all targets their sizes, once nothing can be refused any more.
+pub(super) fn prepare(pairs: &[OpenPair<'_>]) -> Result<()> {
+    pairs.iter().filter_map(|pair| pair.target.file.as_ref()).try_for_each(|file| file.prepare())
 }
 
 /// Removes the empty files that were made for a run that writes nothing.

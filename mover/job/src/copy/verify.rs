@@ -162,7 +162,7 @@ impl<'a> Feed<'a> {
     }
 
     fn add(&mut self, extent: Extent, digest: Digest) {
-        if extent.start % self.granule != 0 || extent.length % self.granule != 0 {
+        if !extent.start.is_multiple_of(self.granule) || !extent.length.is_multiple_of(self.granule) {
             self.rims.lock().unwrap_or_else(|p| p.into_inner()).push((extent, digest));
         } else {
             self.check.expect(std::iter::once((extent.start, digest)));
