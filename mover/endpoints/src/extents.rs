@@ -3,7 +3,7 @@
 
 use std::fs::File;
 
-use mover_model::{Error, Extent, ExtentKind, Operation, Result};
+use mover_model::{Error, ErrorKind, Extent, ExtentKind, Operation, Result};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
@@ -34,6 +34,19 @@ impl<'a> SeekExtents<'a> {
         }
     }
 
+    /// Past the end of a file that was cut short nothing is found either: that is no hole.
+    fn refuse_shrunk(&self) -> Result<()> {
+        let meta = self.file.metadata().map_err(|error| Error::io(Operation::Stat, &self.label, &error))?;
+        if meta.len() >= self.size {
+            return Ok(());
+        }
+        let message = "the source ended before the size it had when the run began";
+        Err(Error::new(ErrorKind::SourceShrank, message)
+            .during(Operation::Seek)
+            .at(&self.label)
+            .offset(meta.len()))
+    }
+
     fn step(&mut self) -> Result<Extent> {
         let start = self.position;
         let data = match self.data_at.take() {
@@ -42,6 +55,7 @@ impl<'a> SeekExtents<'a> {
         };
         match data {
             None => {
+                self.refuse_shrunk()?;
                 self.position = self.size;
                 Ok(Extent::new(start, self.size - start, ExtentKind::Hole))
             }

@@ -232,7 +232,16 @@ impl Sink for FileSink {
 /// How a target is zeroed: the cheapest call it was not yet seen to refuse. One for all workers.
 #[derive(Default)]
 pub(crate) struct Zeroing {
-    method: AtomicU8,
+    /// For ranges that may be deallocated.
+    hole: AtomicU8,
+    /// For ranges that stay allocated. A target may refuse this and punch nevertheless: tmpfs does.
+    keep: AtomicU8,
+}
+
+impl Zeroing {
+    fn of(&self, kind: OperationKind) -> &AtomicU8 {
+        if kind == OperationKind::Sink(SinkOperation::Zero) { &self.keep } else { &self.hole }
+    }
 }
 
 // The order of contracts: FALLOC_FL_PUNCH_HOLE, then BLKZEROOUT, then writes. BLKDISCARD never stands for
@@ -280,7 +289,7 @@ impl FileLane {
             verb: Verb::Read,
             file: self.file,
             address: operation.address.wrapping_add(done as usize),
-            buffer: operation.slot,
+            buffer: operation.buffer,
             length: operation.length - done,
             offset: operation.offset + done,
             token: Token { lane: 0, aux: index },
@@ -331,7 +340,8 @@ impl FileLane {
         let method = self.running[index as usize].method + 1;
         self.running[index as usize].method = method;
         if let Some(zeroing) = &self.zeroing {
-            zeroing.method.fetch_max(method, Ordering::Relaxed);
+            let kind = self.running[index as usize].operation.kind;
+            zeroing.of(kind).fetch_max(method, Ordering::Relaxed);
         }
         if method == WRITE_ZEROS {
             io.control().degrade(Degradation {
@@ -355,11 +365,11 @@ impl Lane for FileLane {
                 WRITE_ZEROS
             }
             (OperationKind::Sink(SinkOperation::Hole), Some(zeroing)) => {
-                zeroing.method.load(Ordering::Relaxed)
+                zeroing.of(operation.kind).load(Ordering::Relaxed)
             }
             // What shall stay allocated is never punched.
             (OperationKind::Sink(SinkOperation::Zero), Some(zeroing)) => {
-                zeroing.method.load(Ordering::Relaxed).max(ZERO_RANGE)
+                zeroing.of(operation.kind).load(Ordering::Relaxed).max(ZERO_RANGE)
             }
             _ => PUNCH_HOLE,
         };

@@ -76,8 +76,7 @@ pub fn refuse_shared_targets(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
             if index == other {
                 continue;
             }
-            let same_name = |a: &Path, b: &Path| std::path::absolute(a).ok() == std::path::absolute(b).ok();
-            if same_name(target, other_target) {
+            if place_of(target) == place_of(other_target) {
                 return Err(Error::refused(target.display().to_string(), "two pairs name this target")
                     .hint("choose another target"));
             }
@@ -102,6 +101,15 @@ pub fn refuse_shared_targets(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A name that need not exist yet, with the links on the way to it resolved.
+fn place_of(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (std::fs::canonicalize(folder), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
 }
 
 /// The file below a loop device, or below the loop device that a partition lies on.

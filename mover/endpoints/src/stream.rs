@@ -262,6 +262,11 @@ impl Lane for WriteLane {
         }
         self.next(io);
     }
+
+    fn abandon(&mut self, io: &mut Io<'_>) {
+        self.failed.get_or_insert(libc::ECANCELED);
+        self.next(io);
+    }
 }
 
 fn submission(verb: Verb, file: FileId, operation: &LaneOperation, done: u64) -> Submission {
@@ -269,7 +274,7 @@ fn submission(verb: Verb, file: FileId, operation: &LaneOperation, done: u64) ->
         verb,
         file,
         address: operation.address.wrapping_add(done as usize),
-        buffer: operation.slot,
+        buffer: operation.buffer,
         length: operation.length - done,
         offset: AT_POSITION,
         token: Token { lane: 0, aux: 0 },

@@ -1,5 +1,4 @@
-//! Buffer memory of a worker: one mapping, cut into equal buffers, registered once, never freed while the
-//! kernel may still write to it.
+//! Buffer memory of a worker: one mapping, registered once, never freed while the kernel may still write to it.
 
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
@@ -13,18 +12,23 @@ use crate::settings::HugePages;
 /// Bytes of the block of zeros behind the buffers, for targets that know no better way to write zeros.
 pub const ZERO_BLOCK_BYTES: usize = 64 << 10;
 
+/// Index under which the buffers are registered.
+pub const BUFFERS: u16 = 0;
+/// Index under which the block of zeros is registered.
+pub const ZEROS: u16 = 1;
+
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
 /// The buffers of one worker. Addresses are aligned to a page at least.
 pub struct Arena {
-    /// First buffer.
+    /// First byte of the buffers.
     base: NonNull<u8>,
     /// The mapping that holds them.
     mapping: NonNull<u8>,
     mapped: usize,
-    block_size: usize,
-    count: usize,
+    /// Bytes of the buffers; the block of zeros lies behind them.
+    bytes: usize,
     huge: bool,
 }
 
@@ -32,14 +36,13 @@ pub struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    /// Maps `count` buffers of `block_size` bytes (a multiple of the page size) and the block of zeros.
+    /// Maps `bytes` of buffers (a multiple of the page size) and the block of zeros.
     ///
     /// # Errors
     /// `Internal` when the kernel has no memory to map.
-    pub fn new(count: usize, block_size: usize, huge_pages: HugePages) -> Result<Self> {
-        debug_assert!(block_size.is_multiple_of(limits::BLOCK_SIZE_MIN as usize));
-        let buffers = count * block_size;
-        let wanted = buffers + ZERO_BLOCK_BYTES;
+    pub fn new(bytes: usize, huge_pages: HugePages) -> Result<Self> {
+        debug_assert!(bytes.is_multiple_of(limits::BLOCK_SIZE_MIN as usize));
+        let wanted = bytes + ZERO_BLOCK_BYTES;
         let map = |bytes: usize, flags: MapFlags| {
             let bytes = NonZeroUsize::new(bytes).unwrap_or(NonZeroUsize::MIN);
             // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
@@ -50,7 +53,7 @@ impl Arena {
             let mapped = wanted.next_multiple_of(HUGE_PAGE);
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_POPULATE;
             if let Ok(mapping) = map(mapped, flags) {
-                return Ok(Arena { base: mapping, mapping, mapped, block_size, count, huge: true });
+                return Ok(Arena { base: mapping, mapping, mapped, bytes, huge: true });
             }
         }
         // A transparent huge page needs an aligned range, and a transfer over few large pages has few memory
@@ -64,11 +67,11 @@ impl Arena {
         let skip = mapping.as_ptr().align_offset(HUGE_PAGE);
         // SAFETY: skip is less than HUGE_PAGE, by which the mapping is longer than what is used of it.
         let base = unsafe { mapping.add(skip) };
-        let arena = Arena { base, mapping, mapped, block_size, count, huge: false };
-        if huge_pages != HugePages::Off && buffers >= HUGE_PAGE {
+        let arena = Arena { base, mapping, mapped, bytes, huge: false };
+        if huge_pages != HugePages::Off && bytes >= HUGE_PAGE {
             // Advice only: a kernel without transparent huge pages gives ordinary ones. Whole huge pages
             // only, so that a small arena does not take more memory than it has buffers.
-            let whole = buffers / HUGE_PAGE * HUGE_PAGE;
+            let whole = bytes / HUGE_PAGE * HUGE_PAGE;
             // SAFETY: the range lies inside the mapping just made.
             let _ = unsafe { madvise(arena.base.cast(), whole, MmapAdvise::MADV_HUGEPAGE) };
         }
@@ -80,51 +83,44 @@ impl Arena {
         self.huge
     }
 
-    /// Number of buffers.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Address of a buffer.
-    pub fn buffer(&self, index: usize) -> *mut u8 {
-        assert!(index < self.count);
-        // SAFETY: the offset lies inside the mapping, as index < count.
-        unsafe { self.base.as_ptr().add(index * self.block_size) }
+    /// Address of an offset into the buffers.
+    pub fn at(&self, offset: usize) -> *mut u8 {
+        assert!(offset <= self.bytes);
+        // SAFETY: the offset lies inside the mapping.
+        unsafe { self.base.as_ptr().add(offset) }
     }
 
     /// The block of zeros; nothing ever writes to it.
     pub fn zeros(&self) -> *mut u8 {
-        // SAFETY: the block of zeros follows the buffers inside the mapping.
-        unsafe { self.base.as_ptr().add(self.count * self.block_size) }
+        self.at(self.bytes)
     }
 
-    /// The first `length` bytes of a buffer.
+    /// `length` bytes of the buffers from `offset` on.
     ///
     /// # Safety
-    /// The kernel must not be writing to the buffer: its read has completed.
-    pub unsafe fn bytes(&self, index: usize, length: usize) -> &[u8] {
-        assert!(length <= self.block_size);
+    /// The kernel must not be writing to them: their read has completed.
+    pub unsafe fn slice(&self, offset: usize, length: usize) -> &[u8] {
+        assert!(offset + length <= self.bytes);
         // SAFETY: inside the mapping, initialised (mappings are zeroed), and not written to meanwhile, by contract.
-        unsafe { std::slice::from_raw_parts(self.buffer(index), length) }
+        unsafe { std::slice::from_raw_parts(self.at(offset), length) }
     }
 
-    /// Fills a buffer's range with zeros: what a stream's last block is padded with.
+    /// Fills a range with zeros: what a stream's last block is padded with.
     ///
     /// # Safety
-    /// The kernel must not be using the buffer.
-    pub unsafe fn clear(&mut self, index: usize, from: usize, to: usize) {
-        assert!(from <= to && to <= self.block_size);
+    /// The kernel must not be using the range.
+    pub unsafe fn clear(&mut self, offset: usize, length: usize) {
+        assert!(offset + length <= self.bytes);
         // SAFETY: inside the mapping, and not in use, by contract.
-        unsafe { std::ptr::write_bytes(self.buffer(index).add(from), 0, to - from) }
+        unsafe { std::ptr::write_bytes(self.at(offset), 0, length) }
     }
 
-    /// The buffers as the kernel registers them, one entry each, the block of zeros last.
-    pub fn iovecs(&self) -> Vec<libc::iovec> {
-        let mut out: Vec<_> = (0..self.count)
-            .map(|index| libc::iovec { iov_base: self.buffer(index).cast(), iov_len: self.block_size })
-            .collect();
-        out.push(libc::iovec { iov_base: self.zeros().cast(), iov_len: ZERO_BLOCK_BYTES });
-        out
+    /// What the kernel registers: the buffers as [`BUFFERS`], the block of zeros as [`ZEROS`].
+    pub fn iovecs(&self) -> [libc::iovec; 2] {
+        [
+            libc::iovec { iov_base: self.at(0).cast(), iov_len: self.bytes },
+            libc::iovec { iov_base: self.zeros().cast(), iov_len: ZERO_BLOCK_BYTES },
+        ]
     }
 }
 

@@ -102,7 +102,7 @@ fn probe_registration() -> Result<()> {
     let settings = Settings { backend: Backend::Uring, ..Settings::default() };
     let control = Control::new();
     let mut ring = Ring::new(&settings, &control)?;
-    let arena = Arena::new(usize::from(settings.queue_depth), settings.block_size as usize, HugePages::Auto)?;
+    let arena = Arena::new(settings.worker_bytes() as usize, HugePages::Auto)?;
     ring.register_buffers(&arena, &control);
     // The ring goes before the arena whose buffers it knows.
     drop(ring);
@@ -123,9 +123,9 @@ pub fn probe_direct(file: &std::fs::File) -> Option<Alignment> {
         }
         Ok(None) | Err(_) => {}
     }
-    let arena = Arena::new(1, 4096, HugePages::Off).ok()?;
+    let arena = Arena::new(4096, HugePages::Off).ok()?;
     // SAFETY: the buffer holds one page, and the call returns before it is freed.
-    let result = unsafe { libc::pread64(file.as_raw_fd(), arena.buffer(0).cast(), 4096, 0) };
+    let result = unsafe { libc::pread64(file.as_raw_fd(), arena.at(0).cast(), 4096, 0) };
     // A file opened for writing only cannot be read; it was opened with O_DIRECT, which is all that is known.
     let usable = result >= 0 || Errno::last() == Errno::EBADF;
     usable.then_some(PAGE)

@@ -147,6 +147,8 @@ pub struct LaneOperation {
     pub length: u64,
     /// First byte in the slot's buffer; meaningless for holes and zeros.
     pub address: *mut u8,
+    /// Index of the registered buffer that the address lies in.
+    pub buffer: u16,
 }
 
 /// How an operation ended.
@@ -177,6 +179,10 @@ pub trait Lane {
     /// One of the lane's submissions has completed; `aux` is the number it was pushed with, `result` bytes
     /// or a negated errno.
     fn advance(&mut self, aux: u32, result: i32, io: &mut Io<'_>);
+
+    /// The task has failed, and a request that was read will not be written. A lane whose operations wait for
+    /// the ones before them ends those that wait: what they wait for may never be begun.
+    fn abandon(&mut self, _io: &mut Io<'_>) {}
 }
 
 /// What a lane may use while it handles an operation.
@@ -187,7 +193,6 @@ pub struct Io<'a> {
     control: &'a Control,
     lane: u16,
     zeros: *mut u8,
-    zeros_buffer: u16,
 }
 
 impl<'a> Io<'a> {
@@ -197,9 +202,9 @@ impl<'a> Io<'a> {
         fatal: &'a mut Option<Error>,
         control: &'a Control,
         lane: u16,
-        zeros: (*mut u8, u16),
+        zeros: *mut u8,
     ) -> Self {
-        Io { ring, finished, fatal, control, lane, zeros: zeros.0, zeros_buffer: zeros.1 }
+        Io { ring, finished, fatal, control, lane, zeros }
     }
 
     /// Queues a submission under the lane's number `aux`.
@@ -226,7 +231,7 @@ impl<'a> Io<'a> {
 
     /// A block of zeros of [`crate::arena::ZERO_BLOCK_BYTES`] bytes and the number of its registered buffer.
     pub fn zeros(&self) -> (*mut u8, u16) {
-        (self.zeros, self.zeros_buffer)
+        (self.zeros, crate::arena::ZEROS)
     }
 
     /// Where downgrades are recorded.

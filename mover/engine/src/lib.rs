@@ -14,6 +14,7 @@ pub mod control;
 pub mod lane;
 pub mod pattern;
 pub mod plan;
+pub mod pool;
 pub mod queue;
 pub mod ring;
 pub mod run;
@@ -23,6 +24,7 @@ pub mod stats;
 pub mod sys;
 pub mod transform;
 pub mod worker;
+pub mod xfs;
 
 pub use control::{Control, Rate};
 pub use lane::{Access, Alignment, Io, Lane, LaneSetup, Order, Sink, SinkOperation, Source};

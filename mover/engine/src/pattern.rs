@@ -36,28 +36,28 @@ impl Source for Noise {
         Ok(Box::new(whole.into_iter()))
     }
 
-    fn lane(&self, _: Access, setup: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
-        let filled = vec![0; usize::from(setup.queue_depth())];
-        Ok(Box::new(NoiseLane { filled, random: SplitMix::new(self.seed) }))
+    fn lane(&self, _: Access, _: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
+        Ok(Box::new(NoiseLane { random: SplitMix::new(self.seed) }))
     }
 }
 
+/// Arenas begin as zeros, so a page that begins with a zero word is one that never held noise: the others are
+/// left as they are, whichever request they served before.
 struct NoiseLane {
-    /// Bytes of each slot's buffer that hold noise.
-    filled: Vec<u64>,
     random: SplitMix,
 }
 
+const PAGE: usize = 4096;
+
 impl Lane for NoiseLane {
     fn begin(&mut self, operation: LaneOperation, io: &mut Io<'_>) {
-        let filled = &mut self.filled[usize::from(operation.slot)];
-        if *filled < operation.length {
-            // SAFETY: the operation's range lies in the slot's buffer, and no submission uses it: this read
-            // is the only operation of the slot.
-            let bytes =
-                unsafe { std::slice::from_raw_parts_mut(operation.address, operation.length as usize) };
-            self.random.fill(bytes);
-            *filled = operation.length;
+        // SAFETY: the operation's range lies in the slot's buffer, and no submission uses it: this read is the
+        // only operation of the slot.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(operation.address, operation.length as usize) };
+        for page in bytes.chunks_mut(PAGE) {
+            if page.iter().take(8).all(|&byte| byte == 0) {
+                self.random.fill(page);
+            }
         }
         io.finish(&operation, Ok(operation.length));
     }

@@ -32,6 +32,14 @@ pub enum Next {
     Never,
 }
 
+/// What the queue has to know of tasks.
+pub trait Tasks {
+    /// Whether a task has failed: its extents are not asked for any more.
+    fn failed(&self, task: usize) -> bool;
+    /// A task's list of extents ended in an error.
+    fn fail(&self, task: usize, error: Error);
+}
+
 /// All work of a run.
 pub struct Queue<'a> {
     ready: Injector<Item>,
@@ -42,7 +50,7 @@ pub struct Queue<'a> {
 }
 
 impl<'a> Queue<'a> {
-    /// A queue over the extents of all tasks. `failed` is told when a list ends in an error.
+    /// A queue over the extents of all tasks.
     pub fn new(tasks: Vec<(Extents<'a>, Order, u32)>, block_size: u32, stealers: Vec<Stealer<Item>>) -> Self {
         let ready = Injector::new();
         let mut feeds = Vec::new();
@@ -68,7 +76,7 @@ impl<'a> Queue<'a> {
     }
 
     /// The next item for a worker: its own first, then the common queue, then others' own, then the lists.
-    pub fn next(&self, own: &Deque<Item>, failed: &dyn Fn(usize, Error)) -> Next {
+    pub fn next(&self, own: &Deque<Item>, tasks: &impl Tasks) -> Next {
         if let Some(item) = own.pop() {
             return Next::Item(item);
         }
@@ -94,14 +102,14 @@ impl<'a> Queue<'a> {
                 // The last items may have come between the look at the queue and the look at the flag.
                 return if self.ready.is_empty() { Next::Never } else { Next::Later };
             }
-            if !self.refill(failed) {
+            if !self.refill(tasks) {
                 return Next::Later;
             }
         }
     }
 
     /// Pulls the next batch of every task's extents; false when another worker is at it.
-    fn refill(&self, failed: &dyn Fn(usize, Error)) -> bool {
+    fn refill(&self, tasks: &impl Tasks) -> bool {
         let mut feeds = match self.feeds.try_lock() {
             Ok(feeds) => feeds,
             Err(TryLockError::WouldBlock) => return false,
@@ -114,11 +122,14 @@ impl<'a> Queue<'a> {
         };
         let mut push = |item| self.ready.push(item);
         feeds.retain_mut(|feed| {
+            if tasks.failed(feed.task) {
+                return false;
+            }
             for _ in 0..limits::FEED_BATCH {
                 match feed.extents.next() {
                     Some(Ok(extent)) => feed.planner.add(extent, &mut push),
                     Some(Err(error)) => {
-                        failed(feed.task, error);
+                        tasks.fail(feed.task, error);
                         return false;
                     }
                     None => {

@@ -37,8 +37,11 @@ pub enum HugePages {
 pub struct Settings {
     /// Bytes of one request; a multiple of 4 KiB.
     pub block_size: u32,
-    /// Requests in flight for each worker.
+    /// Most requests in flight for each worker.
     pub queue_depth: u16,
+    /// Most bytes in flight for each worker, a multiple of the block size; `None`: as many as `queue_depth`
+    /// whole blocks. With less, small requests fill the depth and large ones the bytes.
+    pub bytes_in_flight: Option<u64>,
     /// Worker threads.
     pub workers: usize,
     /// How operations reach the kernel.
@@ -59,7 +62,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             block_size: limits::BLOCK_SIZE_DEFAULT,
-            queue_depth: limits::QUEUE_DEPTH_DEFAULT,
+            queue_depth: limits::REQUESTS_DEFAULT,
+            bytes_in_flight: Some(limits::BYTES_IN_FLIGHT_DEFAULT),
             workers: limits::WORKERS_DEFAULT,
             backend: Backend::Uring,
             sqpoll: false,
@@ -74,6 +78,14 @@ impl Default for Settings {
 impl Settings {
     /// Buffer memory of all workers in bytes.
     pub fn buffer_bytes(&self) -> u64 {
-        self.workers as u64 * u64::from(self.queue_depth) * u64::from(self.block_size)
+        self.workers as u64 * self.worker_bytes()
+    }
+
+    /// Buffer memory of one worker in bytes.
+    pub fn worker_bytes(&self) -> u64 {
+        let block_size = u64::from(self.block_size);
+        let whole = u64::from(self.queue_depth) * block_size;
+        let most = self.bytes_in_flight.map_or(whole, |bytes| bytes / block_size * block_size);
+        most.clamp(block_size, whole.max(block_size))
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use mover_model::Digest;
 
+use crate::pool::Chunk;
 use crate::transform::Run;
 
 /// Where a slot's request stands.
@@ -48,6 +49,8 @@ pub struct Slot {
     pub task: usize,
     /// Where it stands.
     pub phase: Phase,
+    /// Its part of the arena; `None` for zeros, which need no buffer.
+    pub buffer: Option<Chunk>,
     /// First byte on both endpoints.
     pub start: u64,
     /// Bytes; more than a buffer holds only for zeros.
@@ -72,6 +75,7 @@ impl Slot {
         Slot {
             task: 0,
             phase: Phase::Free,
+            buffer: None,
             start: 0,
             length: 0,
             segments: Vec::with_capacity(4),

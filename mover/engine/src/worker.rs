@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use crossbeam_deque::Worker as Deque;
 use mover_model::{Digest, Error, ErrorKind, Extent, ExtentKind, Operation, Result, limits};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, BUFFERS};
 use crate::control::{Control, Rate};
 use crate::lane::{
     Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, Sink, SinkOperation, Source,
 };
 use crate::plan::{Item, Joined, cut_request};
-use crate::queue::{Extents, Next, Queue};
+use crate::pool::Pool;
+use crate::queue::{Extents, Next, Queue, Tasks};
 use crate::ring::Ring;
 use crate::run::TaskOptions;
 use crate::settings::{HugePages, Settings};
@@ -97,6 +98,16 @@ pub(crate) struct Shared<'a> {
     pub queue: Queue<'a>,
 }
 
+impl Tasks for Shared<'_> {
+    fn failed(&self, task: usize) -> bool {
+        self.tasks[task].failed()
+    }
+
+    fn fail(&self, task: usize, error: Error) {
+        self.tasks[task].fail(error);
+    }
+}
+
 /// Latency of what one worker did.
 #[derive(Default)]
 pub(crate) struct WorkerStats {
@@ -116,6 +127,23 @@ enum Request {
     Joined(Box<Joined>),
 }
 
+struct Held {
+    request: Request,
+    /// Whether the rate limit has granted it already.
+    granted: bool,
+}
+
+impl Request {
+    /// Bytes that it reads, and needs a buffer for.
+    fn read_bytes(&self) -> usize {
+        match self {
+            Request::Plain { extent, .. } if extent.kind == ExtentKind::Data => extent.length as usize,
+            Request::Plain { .. } => 0,
+            Request::Joined(joined) => joined.length as usize,
+        }
+    }
+}
+
 /// Why no request was taken.
 enum Dry {
     /// More may come.
@@ -131,6 +159,7 @@ pub(crate) struct Worker<'r, 'a> {
     /// Given up for good, with the arena, when operations never end: see `Drop`.
     ring: ManuallyDrop<Ring>,
     arena: ManuallyDrop<Arena>,
+    pool: Pool,
     /// Two for each task: its source's, then its sink's.
     lanes: Vec<Box<dyn Lane>>,
     recorders: Vec<Box<dyn Recorder + 'a>>,
@@ -138,8 +167,8 @@ pub(crate) struct Worker<'r, 'a> {
     free: Vec<u16>,
     finished: VecDeque<Finished>,
     current: Current<'a>,
-    /// A request that waits for the rate limit.
-    held: Option<Request>,
+    /// A request that waits, for the rate limit or for room in the arena.
+    held: Option<Held>,
     fatal: Option<Error>,
     stats: WorkerStats,
 }
@@ -157,7 +186,8 @@ impl<'r, 'a> Worker<'r, 'a> {
         let settings = shared.settings;
         let depth = settings.queue_depth;
         let mut ring = Ring::new(settings, shared.control)?;
-        let arena = Arena::new(usize::from(depth), settings.block_size as usize, settings.huge_pages)?;
+        let bytes = settings.worker_bytes() as usize;
+        let arena = Arena::new(bytes, settings.huge_pages)?;
         if settings.huge_pages == HugePages::Required && !arena.is_huge() {
             shared.control.degrade(mover_model::event::Degradation {
                 about: "huge_pages".into(),
@@ -184,6 +214,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             own,
             ring: ManuallyDrop::new(ring),
             arena: ManuallyDrop::new(arena),
+            pool: Pool::new(bytes, settings.block_size as usize),
             lanes,
             recorders,
             slots: (0..depth).map(|_| Slot::free()).collect(),
@@ -237,34 +268,34 @@ impl<'r, 'a> Worker<'r, 'a> {
             if self.shared.control.stopped() {
                 return Some(Dry::ForGood);
             }
-            let request = match self.next_request() {
-                Ok(request) => request,
-                Err(dry) => return Some(dry),
+            let held = match self.held.take() {
+                Some(held) => held,
+                None => match self.next_request() {
+                    Ok(request) => Held { request, granted: false },
+                    Err(dry) => return Some(dry),
+                },
             };
-            if let Some(wait) = self.over_rate(&request) {
-                self.held = Some(request);
+            let bytes = held.request.read_bytes();
+            if !held.granted
+                && let Some(wait) = self.shared.rate.and_then(|rate| rate.take(bytes as u64).err())
+            {
+                self.held = Some(held);
                 return Some(Dry::ForNow(wait.min(Duration::from_millis(limits::WAIT_MS))));
             }
+            let buffer = if bytes == 0 { None } else { self.pool.take(bytes) };
+            if bytes > 0 && buffer.is_none() {
+                // Room comes with the next completion: an idle worker's arena is free as a whole.
+                self.held = Some(Held { granted: true, ..held });
+                return None;
+            }
             self.free.pop();
-            self.take(slot, request);
+            self.slots[usize::from(slot)].buffer = buffer;
+            self.take(slot, held.request);
         }
         None
     }
 
-    fn over_rate(&self, request: &Request) -> Option<Duration> {
-        let rate = self.shared.rate?;
-        let bytes = match request {
-            Request::Plain { extent, .. } if extent.kind == ExtentKind::Data => extent.length,
-            Request::Plain { .. } => 0,
-            Request::Joined(joined) => u64::from(joined.length),
-        };
-        rate.take(bytes).err()
-    }
-
     fn next_request(&mut self) -> std::result::Result<Request, Dry> {
-        if let Some(held) = self.held.take() {
-            return Ok(held);
-        }
         let block_size = self.shared.settings.block_size;
         loop {
             match &mut self.current {
@@ -288,8 +319,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 Current::Span { .. } | Current::Nothing => {}
             }
             self.current = Current::Nothing;
-            let failed = |task: usize, error: Error| self.shared.tasks[task].fail(error);
-            match self.shared.queue.next(&self.own, &failed) {
+            match self.shared.queue.next(&self.own, self.shared) {
                 Next::Item(Item::Span { task, extent }) => self.current = Current::Span { task, extent },
                 Next::Item(Item::Joined(joined)) => {
                     if !self.shared.tasks[joined.task].failed() {
@@ -338,11 +368,18 @@ impl<'r, 'a> Worker<'r, 'a> {
         self.begin_read(index, 0, self.slots[usize::from(index)].length as u32);
     }
 
+    /// Where a byte of a slot's buffer lies in the arena.
+    fn place(&self, index: u16, at: u32) -> usize {
+        let buffer = self.slots[usize::from(index)].buffer;
+        let buffer = buffer.unwrap_or_else(|| unreachable!("a request without data has no buffer"));
+        debug_assert!(at as usize <= self.pool.bytes(buffer));
+        self.pool.offset(buffer) + at as usize
+    }
+
     fn begin_read(&mut self, index: u16, from: u32, length: u32) {
         let slot = &self.slots[usize::from(index)];
         let (task, offset) = (slot.task, slot.start + u64::from(from));
-        // SAFETY: from < block_size, so the address lies in the slot's buffer.
-        let address = unsafe { self.arena.buffer(usize::from(index)).add(from as usize) };
+        let address = self.arena.at(self.place(index, from));
         let operation = LaneOperation {
             kind: OperationKind::Read,
             slot: index,
@@ -350,6 +387,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             offset,
             length: u64::from(length),
             address,
+            buffer: BUFFERS,
         };
         self.begin(task * 2, operation);
     }
@@ -370,6 +408,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 offset: slot.start,
                 length: slot.length,
                 address: std::ptr::null_mut(),
+                buffer: BUFFERS,
             };
             Counters::add(&task.counters.zeroes, 1);
             let lane = slot.task * 2 + 1;
@@ -381,7 +420,7 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn begin(&mut self, lane: usize, operation: LaneOperation) {
-        let zeros = (self.arena.zeros(), self.arena.count() as u16);
+        let zeros = self.arena.zeros();
         let mut io = Io::new(
             &mut self.ring,
             &mut self.finished,
@@ -400,7 +439,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             if let Some(finished) = self.finished.pop_front() {
                 self.on_finished(finished);
             } else if let Some(completed) = self.ring.pop() {
-                let zeros = (self.arena.zeros(), self.arena.count() as u16);
+                let zeros = self.arena.zeros();
                 let lane = completed.token.lane;
                 let mut io = Io::new(
                     &mut self.ring,
@@ -433,7 +472,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         let task = &self.shared.tasks[slot.task];
         self.stats.reads.record(slot.begun.elapsed());
         if task.failed() {
-            return self.release(index);
+            return self.forgo(index);
         }
         match result {
             Ok(done) if done == slot.length => {}
@@ -454,14 +493,17 @@ impl<'r, 'a> Worker<'r, 'a> {
                     "the source ended before the size it had when the run began",
                 );
                 task.fail(error.during(Operation::Read).at(task.source.label()).offset(slot.start + done));
-                return self.release(index);
+                return self.forgo(index);
             }
             Err(fault) => {
-                if task.options.read_errors == ReadErrors::Record && is_medium_error(fault.errno) {
+                // A pipe cannot be left as it was where something is missing.
+                let records =
+                    task.options.read_errors == ReadErrors::Record && task.sink.order() == Order::Any;
+                if records && is_medium_error(fault.errno) {
                     return self.salvage(index);
                 }
                 task.fail(Error::os(Operation::Read, task.source.label(), fault.errno).offset(fault.offset));
-                return self.release(index);
+                return self.forgo(index);
             }
         }
         Counters::add(&task.counters.read_bytes, slot.length);
@@ -471,12 +513,13 @@ impl<'r, 'a> Worker<'r, 'a> {
 
     /// The buffer is ours until the first write begins: take digests, find zeros, then hand it to the sink.
     fn transform_and_write(&mut self, index: u16) {
+        let place = self.place(index, 0);
         let slot = &mut self.slots[usize::from(index)];
         let task = &self.shared.tasks[slot.task];
         let options = &task.options;
         if options.digest {
             // SAFETY: the slot's read has completed and no write has begun.
-            let bytes = unsafe { self.arena.bytes(usize::from(index), slot.length as usize) };
+            let bytes = unsafe { self.arena.slice(place, slot.length as usize) };
             for segment in &mut slot.segments {
                 let range = segment.start as usize..(segment.start + segment.length) as usize;
                 segment.digest = Some(transform::digest(&bytes[range]));
@@ -505,8 +548,9 @@ impl<'r, 'a> Worker<'r, 'a> {
             // padded with zeros up to the target's granule; `Sink::finish` cuts a file to the true size.
             let padded = u64::from(segment.length).next_multiple_of(granule) as u32;
             if padded != segment.length {
+                let tail = self.place(index, segment.length);
                 // SAFETY: the read has completed and no write of this slot has begun: it has one segment.
-                unsafe { self.arena.clear(usize::from(index), segment.length as usize, padded as usize) };
+                unsafe { self.arena.clear(tail, (padded - segment.length) as usize) };
             }
             return self.begin_write(index, segment.start, padded, segment.length, piece);
         };
@@ -514,7 +558,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         let mut runs = std::mem::take(&mut self.slots[usize::from(index)].runs);
         runs.clear();
         // SAFETY: the slot's read has completed; writes of other pieces only read the buffer.
-        let bytes = unsafe { self.arena.bytes(usize::from(index), length as usize) };
+        let bytes = unsafe { self.arena.slice(self.place(index, 0), length as usize) };
         transform::zero_runs(&bytes[range], start + u64::from(segment.start), least, |run| runs.push(run));
         for run in &runs {
             let at = segment.start + run.start;
@@ -524,11 +568,10 @@ impl<'r, 'a> Worker<'r, 'a> {
             }
             let padded = u64::from(run.length).next_multiple_of(granule) as u32;
             if padded != run.length {
+                let tail = self.place(index, at + run.length);
                 // SAFETY: as above; only the last run of a stream's last block is unaligned, and what is
                 // cleared lies behind all that is written.
-                unsafe {
-                    self.arena.clear(usize::from(index), (at + run.length) as usize, (at + padded) as usize)
-                };
+                unsafe { self.arena.clear(tail, (padded - run.length) as usize) };
             }
             self.begin_write(index, at, padded, run.length, piece);
         }
@@ -536,6 +579,7 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn begin_write(&mut self, index: u16, at: u32, padded: u32, length: u32, piece: &mut u16) {
+        let address = self.arena.at(self.place(index, at));
         let slot = &mut self.slots[usize::from(index)];
         let task = &self.shared.tasks[slot.task];
         slot.outstanding += 1;
@@ -547,8 +591,8 @@ impl<'r, 'a> Worker<'r, 'a> {
             piece: *piece,
             offset: slot.start + u64::from(at),
             length: u64::from(padded),
-            // SAFETY: at + padded is at most the block size, as the granule divides it.
-            address: unsafe { self.arena.buffer(usize::from(index)).add(at as usize) },
+            address,
+            buffer: BUFFERS,
         };
         *piece += 1;
         let lane = slot.task * 2 + 1;
@@ -572,6 +616,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             offset: slot.start + u64::from(at),
             length: u64::from(length),
             address: std::ptr::null_mut(),
+            buffer: BUFFERS,
         };
         *piece += 1;
         let lane = slot.task * 2 + 1;
@@ -622,8 +667,22 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn release(&mut self, index: u16) {
-        self.slots[usize::from(index)].phase = Phase::Free;
+        let slot = &mut self.slots[usize::from(index)];
+        slot.phase = Phase::Free;
+        if let Some(buffer) = slot.buffer.take() {
+            self.pool.give(buffer);
+        }
         self.free.push(index);
+    }
+
+    /// Ends a request that is not written, as its task has failed.
+    fn forgo(&mut self, index: u16) {
+        let lane = self.slots[usize::from(index)].task * 2 + 1;
+        self.release(index);
+        let zeros = self.arena.zeros();
+        let control = self.shared.control;
+        let (ring, finished, fatal) = (&mut *self.ring, &mut self.finished, &mut self.fatal);
+        self.lanes[lane].abandon(&mut Io::new(ring, finished, fatal, control, lane as u16, zeros));
     }
 
     // ---- salvage: a request that could not be read as a whole is read in small pieces ---------------------
@@ -651,7 +710,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         let slot = &mut self.slots[usize::from(index)];
         let task = &self.shared.tasks[slot.task];
         if task.failed() {
-            return self.release(index);
+            return self.forgo(index);
         }
         let length = salvage_length(slot, segment, position);
         match result {
@@ -663,7 +722,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 let error = Error::new(ErrorKind::SourceShrank, "the source ended while it was read");
                 let offset = slot.start + u64::from(position) + done;
                 task.fail(error.during(Operation::Read).at(task.source.label()).offset(offset));
-                return self.release(index);
+                return self.forgo(index);
             }
             Err(fault) if is_medium_error(fault.errno) => {
                 let start = slot.start + u64::from(position);
@@ -673,12 +732,12 @@ impl<'r, 'a> Worker<'r, 'a> {
                     let error =
                         Error::os(Operation::Read, task.source.label(), fault.errno).offset(fault.offset);
                     task.fail(error.hint("too many unreadable extents: the source is gone, not scratched"));
-                    return self.release(index);
+                    return self.forgo(index);
                 }
             }
             Err(fault) => {
                 task.fail(Error::os(Operation::Read, task.source.label(), fault.errno).offset(fault.offset));
-                return self.release(index);
+                return self.forgo(index);
             }
         }
         let next = position + length;

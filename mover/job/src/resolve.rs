@@ -180,58 +180,67 @@ fn choose_sizes(
         choose("workers", "1".into(), "a stream is moved in order".into());
     }
     let budget = match options.memory_limit {
-        Some(limit) => limit.saturating_sub(limits::MEMORY_OVERHEAD).max(limit / 2),
+        Some(limit) => limit
+            .saturating_sub(limits::MEMORY_OVERHEAD)
+            .max(limit / 2)
+            .min(limit.saturating_sub(limits::MEMORY_OVERHEAD_MIN)),
         None => {
             let further = settings.workers.saturating_sub(2) as u64;
             limits::BUFFER_BYTES_DEFAULT + further * limits::BUFFER_BYTES_PER_FURTHER_WORKER
         }
     };
-    let affordable = |block_size: u32, workers: usize| budget / (u64::from(block_size) * workers as u64);
-    match options.queue_depth {
-        Some(depth) => {
-            settings.queue_depth = depth;
-            if options.memory_limit.is_some()
-                && affordable(settings.block_size, settings.workers) < u64::from(depth)
-            {
-                return Err(Error::usage(format!(
-                    "{} workers × depth {depth} × {} do not fit the memory limit, which leaves {} for buffers",
-                    settings.workers,
-                    format_size(u64::from(settings.block_size)),
-                    format_size(budget)
-                ))
-                .hint("lower --workers, --queue-depth or --block-size, or raise --memory-limit"));
-            }
+    let block = u64::from(settings.block_size);
+    if let Some(depth) = options.queue_depth {
+        // A depth that was asked for is of whole blocks: it is what fio calls iodepth.
+        settings.queue_depth = depth;
+        settings.bytes_in_flight = None;
+        let bytes = settings.buffer_bytes();
+        if settings.worker_bytes() > limits::BYTES_IN_FLIGHT_MAX {
+            return Err(Error::usage(format!(
+                "depth {depth} × {} is more than a worker can have in flight, 1 GiB",
+                format_size(block)
+            ))
+            .hint("lower --queue-depth or --block-size"));
         }
-        None => {
-            // Smaller requests need more of them in flight for the same bytes; the ring's own limit is far.
-            let by_bytes = u64::from(limits::QUEUE_DEPTH_DEFAULT) * u64::from(limits::BLOCK_SIZE_DEFAULT)
-                / u64::from(settings.block_size);
-            let wanted = by_bytes.clamp(u64::from(limits::QUEUE_DEPTH_DEFAULT), 64);
-            while affordable(settings.block_size, settings.workers) == 0
-                && settings.workers > 1
-                && options.workers.is_none()
-            {
-                settings.workers -= 1;
-            }
-            let depth = wanted.min(affordable(settings.block_size, settings.workers));
-            if depth == 0 {
-                return Err(Error::usage(format!(
-                    "{} workers with blocks of {} do not fit the memory limit",
-                    settings.workers,
-                    format_size(u64::from(settings.block_size))
-                ))
-                .hint("lower --workers or --block-size, or raise --memory-limit"));
-            }
-            settings.queue_depth = depth as u16;
-            if depth < wanted {
-                choose("queue_depth", depth.to_string(), "the memory ceiling leaves room for no more".into());
-            }
+        if options.memory_limit.is_some() && bytes > budget {
+            return Err(Error::usage(format!(
+                "{} workers × depth {depth} × {} do not fit the memory limit, which leaves {} for buffers",
+                settings.workers,
+                format_size(block),
+                format_size(budget)
+            ))
+            .hint("lower --workers, --queue-depth or --block-size, or raise --memory-limit"));
         }
-    }
-    if let Some(bytes) = found.data_bytes.filter(|_| options.queue_depth.is_none()) {
+    } else {
+        while budget / settings.workers as u64 / block == 0
+            && settings.workers > 1
+            && options.workers.is_none()
+        {
+            settings.workers -= 1;
+        }
+        let share = budget / settings.workers as u64;
+        if share < block && options.memory_limit.is_some() {
+            return Err(Error::usage(format!(
+                "{} workers with blocks of {} do not fit the memory limit",
+                settings.workers,
+                format_size(block)
+            ))
+            .hint("lower --workers or --block-size, or raise --memory-limit"));
+        }
+        settings.queue_depth = limits::REQUESTS_DEFAULT;
+        let wanted = limits::BYTES_IN_FLIGHT_DEFAULT.max(block);
+        let bytes = wanted.min(share).max(block);
+        if bytes < wanted {
+            choose(
+                "bytes_in_flight",
+                format_size(bytes),
+                "the memory ceiling leaves room for no more".into(),
+            );
+        }
         // No buffer that nothing will ever be read into.
-        let needed = bytes.div_ceil(u64::from(settings.block_size) * settings.workers as u64).max(1);
-        settings.queue_depth = settings.queue_depth.min(needed.min(u64::from(u16::MAX)) as u16);
+        let needed =
+            found.data_bytes.map(|data| data.div_ceil(settings.workers as u64).next_multiple_of(block));
+        settings.bytes_in_flight = Some(needed.map_or(bytes, |needed| needed.clamp(block, bytes)));
     }
     if settings.backend == Backend::Sync {
         spread_over_threads(options, found, settings, cpus);
@@ -242,8 +251,10 @@ fn choose_sizes(
 /// Without a ring a worker has one operation in flight: depth becomes threads. Memory needs no depth at
 /// all, only CPUs, and blocks that stay in their caches between read and write.
 fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Settings, cpus: usize) {
+    let in_flight = settings.workers * (settings.worker_bytes() / u64::from(settings.block_size)) as usize;
+    settings.queue_depth = 1;
+    settings.bytes_in_flight = None;
     if found.sequential {
-        settings.queue_depth = 1;
         return;
     }
     if found.memory_only {
@@ -254,10 +265,8 @@ fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Se
             settings.block_size = limits::MEMORY_BLOCK_SIZE;
         }
     } else if options.workers.is_none() {
-        let in_flight = settings.workers * usize::from(settings.queue_depth);
         settings.workers = in_flight.clamp(1, limits::SYNC_WORKERS_MAX);
     }
-    settings.queue_depth = 1;
 }
 
 fn choose_cpus(
@@ -355,7 +364,7 @@ mod tests {
     fn small_work_takes_one_worker_and_few_buffers() {
         let small = Found { data_bytes: Some(100_000), ..found() };
         let settings = settings(&EngineOptions::default(), &small).unwrap();
-        assert_eq!((settings.workers, settings.queue_depth), (1, 1));
+        assert_eq!((settings.workers, settings.buffer_bytes()), (1, 1 << 20));
     }
 
     #[test]

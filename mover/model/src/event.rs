@@ -114,7 +114,7 @@ pub struct Plan {
     pub target_access: String,
     /// Bytes of one request.
     pub block_size: u32,
-    /// Requests in flight for each worker.
+    /// Most requests in flight for each worker; large ones are bounded by `buffer_bytes` first.
     pub queue_depth: u16,
     /// Workers.
     pub workers: usize,

@@ -8,9 +8,13 @@ pub const BLOCK_SIZE_MIN: u32 = 4 << 10;
 /// Largest request size: the kernel takes one registered buffer of up to 1 GiB, and nothing is gained past 32 MiB.
 pub const BLOCK_SIZE_MAX: u32 = 32 << 20;
 
-/// Requests in flight for each worker. 8 × 1 MiB keeps the device busy in both directions and is the 8 MiB
-/// that one worker may add to the process.
-pub const QUEUE_DEPTH_DEFAULT: u16 = 8;
+/// Bytes in flight for each worker: eight blocks of 1 MiB keep a device busy in both directions, and are what
+/// one worker may add to the process.
+pub const BYTES_IN_FLIGHT_DEFAULT: u64 = 8 << 20;
+/// Requests in flight for each worker: as many small ones fit into these bytes, and scattered extents need them.
+pub const REQUESTS_DEFAULT: u16 = 64;
+/// Most bytes in flight for each worker: the kernel registers no longer buffer.
+pub const BYTES_IN_FLIGHT_MAX: u64 = 1 << 30;
 /// Most requests in flight for each worker: the slot's index is part of the completion's token.
 pub const QUEUE_DEPTH_MAX: u16 = 1024;
 
@@ -77,6 +81,8 @@ pub const EXTENTS_MAX: usize = 64 << 20;
 pub const MEMORY_LIMIT_MIN: u64 = 8 << 20;
 /// Memory of the process that is not buffers, at most: what `--memory-limit` leaves out of them.
 pub const MEMORY_OVERHEAD: u64 = 16 << 20;
+/// Memory of the process that is not buffers, at least: 5.5 MiB of code, stacks and rings were measured.
+pub const MEMORY_OVERHEAD_MIN: u64 = 6 << 20;
 /// Bytes of one request between two ends in memory: it stays in a CPU's cache between read and write.
 pub const MEMORY_BLOCK_SIZE: u32 = 256 << 10;
 /// Most workers of the synchronous backend: each has one operation in flight and a thread of its own.

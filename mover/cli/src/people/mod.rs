@@ -103,10 +103,11 @@ fn plan_line(plan: &Plan) -> String {
     let means = match plan.backend.as_str() {
         "reflink" | "copy_file_range" => plan.backend.clone(),
         backend => format!(
-            "{backend}, {} x {} x {} workers, {} to {}",
+            "{backend}, blocks of {}, {} worker{} with {} of buffers, {} to {}",
             format_size(u64::from(plan.block_size)),
-            plan.queue_depth,
             plan.workers,
+            if plan.workers == 1 { "" } else { "s" },
+            format_size(plan.buffer_bytes),
             plan.source_access,
             plan.target_access
         ),

@@ -39,8 +39,11 @@ fn rows(plan: &Plan) -> Vec<(&'static str, String)> {
         ("zero", size(plan.zero_bytes, &on_the_way)),
         ("extents", format!("{}, from {from}", plan.extents.map_or_else(on_the_way, |n| n.to_string()))),
         ("by", plan.backend.clone()),
-        ("requests", format!("{} x {}", format_size(u64::from(plan.block_size)), plan.queue_depth)),
-        ("workers", format!("{} ({} of buffers)", plan.workers, format_size(plan.buffer_bytes))),
+        (
+            "requests",
+            format!("up to {}, {} in flight", format_size(u64::from(plan.block_size)), plan.queue_depth),
+        ),
+        ("workers", format!("{} ({} of buffers in all)", plan.workers, format_size(plan.buffer_bytes))),
     ]
 }
 

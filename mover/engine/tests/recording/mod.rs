@@ -53,10 +53,10 @@ pub fn hole(start: u64, length: u64) -> Op {
 pub fn zero(start: u64, length: u64) -> Op {
     (Verbs::Zero, start, length)
 }
-pub fn data(start: u64, length: u64) -> Extent {
+pub const fn data(start: u64, length: u64) -> Extent {
     Extent::data(start, length)
 }
-pub fn empty(start: u64, length: u64, kind: ExtentKind) -> Extent {
+pub const fn empty(start: u64, length: u64, kind: ExtentKind) -> Extent {
     Extent::new(start, length, kind)
 }
 
@@ -538,6 +538,18 @@ pub fn move_between(
     let mut bad = notes.bad.into_inner().unwrap();
     bad.sort_unstable();
     Moves { report, moved, segments, bad }
+}
+
+/// The backends that can be had here. Without io_uring its half is left out, and said so.
+#[expect(clippy::print_stderr, reason = "shown by the test harness when the test fails, or on demand")]
+pub fn backends() -> Vec<Backend> {
+    match mover_engine::capability::probe_uring() {
+        Ok(_) => vec![Backend::Sync, Backend::Uring],
+        Err(reason) => {
+            eprintln!("SKIP io_uring: {reason}");
+            vec![Backend::Sync]
+        }
+    }
 }
 
 /// Runs it on a thread of its own, and fails the test when it has not ended after a while: a hang shall

@@ -156,11 +156,15 @@ fn move_and_prove(
     for (pair, state) in pairs.iter().zip(flushed) {
         // Also after a failure: what is there is then as durable as it can be.
         match finish(pair) {
-            Ok(()) => state.lock().unwrap_or_else(|p| p.into_inner()).0 = true,
+            // Of a pipe or of nothing there is nothing durable to speak of.
+            Ok(()) => state.lock().unwrap_or_else(|p| p.into_inner()).0 = pair.target.file.is_some(),
             Err(error) => pair.fail(error),
         }
     }
-    kept?;
+    if let Err(error) = kept {
+        pairs.iter().for_each(|pair| pair.fail(error.clone()));
+        return Err(error);
+    }
     if run.control.stopped() {
         let kind = if ledger.is_some() { ErrorKind::Interrupted } else { ErrorKind::Stopped };
         for pair in pairs.iter().filter(|pair| !pair.failed()) {
@@ -445,7 +449,7 @@ fn decide(
         emit(choice);
     }
     for (index, pair) in pairs.iter().enumerate() {
-        emit(Event::Plan(plan(index, pair, options, &settings)));
+        emit(Event::Plan(plan(index, pair, options, &settings)?));
     }
     if options.strict && !options.dry_run {
         journal::preflight(&settings, control)?;
@@ -464,14 +468,14 @@ fn strict_error(control: &Control) -> Error {
         .hint("`mover doctor` tells what it would take; without --strict the copy goes on")
 }
 
-fn plan(index: usize, pair: &OpenPair<'_>, options: &CopyOptions, settings: &Settings) -> Plan {
-    let (data_bytes, zero_bytes, extents) = open::known_bytes(pair);
+fn plan(index: usize, pair: &OpenPair<'_>, options: &CopyOptions, settings: &Settings) -> Result<Plan> {
+    let open::Amount { data_bytes, zero_bytes, extents } = open::amount(pair, options.dry_run)?;
     let name = |access| match access {
         Access::Direct => "direct".to_owned(),
         Access::Buffered => "buffered".to_owned(),
     };
     let (source_access, target_access) = pair.access();
-    Plan {
+    Ok(Plan {
         pair: index,
         source: pair.pair.source.to_string(),
         target: pair.pair.target.to_string(),
@@ -493,7 +497,7 @@ fn plan(index: usize, pair: &OpenPair<'_>, options: &CopyOptions, settings: &Set
         queue_depth: settings.queue_depth,
         workers: settings.workers,
         buffer_bytes: settings.buffer_bytes(),
-    }
+    })
 }
 
 fn total_bytes(pairs: &[OpenPair<'_>]) -> Option<u64> {

@@ -185,7 +185,7 @@ pub(super) fn preflight(settings: &mover_engine::Settings, control: &Control) ->
     for _ in 0..settings.workers {
         let mut ring = mover_engine::ring::Ring::new(settings, control)?;
         let huge = settings.huge_pages;
-        let arena = Arena::new(usize::from(settings.queue_depth), settings.block_size as usize, huge)?;
+        let arena = Arena::new(settings.worker_bytes() as usize, huge)?;
         if huge == HugePages::Required && !arena.is_huge() {
             return Err(Error::new(
                 ErrorKind::Downgrade,

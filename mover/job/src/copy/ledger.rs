@@ -166,7 +166,12 @@ pub fn look(path: &Path) -> Result<Existing> {
         return refused("its header is damaged");
     }
     let mut header = vec![0; length];
-    file.read_exact_at(&mut header, 0).map_err(io)?;
+    match file.read_exact_at(&mut header, 0) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            return refused("its header is damaged");
+        }
+        read => read.map_err(io)?,
+    }
     let (body, check) = header.split_at(length - 8);
     let seed = xxh3_64_with_seed(body, 0);
     if check != seed.to_le_bytes() {

@@ -279,26 +279,44 @@ fn read_list(path: &Path, size: Option<u64>, emit: Emit<'_>) -> Result<ExtentLis
     Ok(parsed.extents)
 }
 
-/// Bytes to move of each kind, where that is known beforehand.
-pub(super) fn known_bytes(pair: &OpenPair<'_>) -> (Option<u64>, Option<u64>, Option<u64>) {
-    match &pair.list {
-        Some(list) => {
+/// What a plan tells of a pair's extents; each absent where it is found on the way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Amount {
+    pub data_bytes: Option<u64>,
+    pub zero_bytes: Option<u64>,
+    pub extents: Option<u64>,
+}
+
+/// Bytes to move of each kind, where that is known beforehand; with `count` also where it has to be counted.
+pub(super) fn amount(pair: &OpenPair<'_>, count: bool) -> Result<Amount> {
+    let known = |data, zero, extents| Amount {
+        data_bytes: Some(data),
+        zero_bytes: Some(zero),
+        extents: Some(extents),
+    };
+    let size = pair.size.unwrap_or(0);
+    match (&pair.list, &pair.source.file) {
+        (Some(list), _) => {
             let data = list.bytes_of(ExtentKind::Data);
-            (Some(data), Some(list.bytes() - data), Some(list.len() as u64))
+            Ok(known(data, list.bytes() - data, list.len() as u64))
         }
-        None => match &pair.source.file {
-            Some(file) if file.is_block() => (pair.size, Some(0), Some(1)),
-            _ if pair.pair.source == Locator::Stream => (None, None, None),
-            Some(_) => (None, None, None),
-            None => (Some(0), pair.size, Some(1)),
-        },
+        _ if pair.size.is_none() => Ok(Amount::default()),
+        (None, Some(file)) if file.is_block() => Ok(known(size, 0, 1)),
+        (None, None) => Ok(known(0, size, 1)),
+        (None, Some(_)) if !count => Ok(Amount::default()),
+        (None, Some(_)) => {
+            let (mut data, mut extents) = (0, 0);
+            for extent in pair.source.source.extents()? {
+                let extent = extent?;
+                extents += 1;
+                data += if extent.kind == ExtentKind::Data { extent.length } else { 0 };
+            }
+            Ok(known(data, size - data, extents))
+        }
     }
 }
 
 /// An upper bound on the bytes of data that will be read, for the choice of buffers.
 pub(super) fn data_bound(pair: &OpenPair<'_>) -> Option<u64> {
-    if let (Some(data), ..) = known_bytes(pair) {
-        return Some(data);
-    }
-    pair.size
+    amount(pair, false).ok().and_then(|amount| amount.data_bytes).or(pair.size)
 }
