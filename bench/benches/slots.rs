@@ -106,8 +106,7 @@ fn slots(c: &mut Criterion) {
             let source = open_source(&Locator::Path(source), open, &control).expect("a source");
             let options =
                 TargetOptions { force: true, size: Some(shape.bytes()), ..TargetOptions::default() };
-            let target =
-                open_target(&Locator::Path(target), options, open, None, &control).expect("a target");
+            let target = open_target(&Locator::Path(target), options, open, &control).expect("a target");
             group.throughput(Throughput::Elements(shape.requests));
             group.bench_function(format!("tmpfs-to-tmpfs-{}K/{}", block_size >> 10, backend.name()), |b| {
                 b.iter(|| transfer(&shape, &*source.source, &*target.sink));

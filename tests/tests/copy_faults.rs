@@ -342,36 +342,30 @@ fn wait_for_hits(mut running: Running, faults: &Faults, id: FaultId, count: u64)
 
 #[test]
 fn a_source_that_shrinks_while_it_is_read_is_told() {
-    for folder in [ScratchDir::new(), ScratchDir::in_memory()] {
-        for backend in BACKENDS {
-            for (name, layout) in [
-                ("whole", Layout::of(4, &[(24 * MIB, Content::Data)])),
-                ("comb", Layout::regular(4, 48 * MIB, 16 * KIB, 8 * KIB)),
-                (
-                    "tail",
-                    Layout::of(
-                        4,
-                        &[(20 * MIB, Content::Data), (MIB, Content::Hole), (3 * MIB, Content::Data)],
-                    ),
-                ),
-            ] {
-                let (source, target) = (folder.file("source"), folder.file("target"));
-                let _ = fs::remove_file(&target);
-                layout.write(&source).unwrap();
-                let flags = format!("--rate 32M --workers 1 --backend {backend}");
-                let running = copy(&source, &target, &flags).start();
-                wait_until("the target", || {
-                    fs::metadata(&target).is_ok_and(|data| data.len() == layout.size())
-                });
-                std::thread::sleep(Duration::from_millis(50));
-                // Far ahead of what was read and planned so far.
-                let left = layout.size() * 5 / 6;
-                OpenOptions::new().write(true).open(&source).unwrap().set_len(left).unwrap();
-                let outcome = running.wait();
-                let error = assert_error(&outcome, 1, "source_shrank", "", &source);
-                let offset = error["offset"].as_u64().unwrap();
-                assert!((left..layout.size()).contains(&offset), "{name}, cut at {left}: {outcome}");
-            }
+    let folders = [ScratchDir::new(), ScratchDir::in_memory()];
+    for (folder, backend) in folders.iter().zip(BACKENDS) {
+        for (name, layout) in [
+            ("whole", Layout::of(4, &[(24 * MIB, Content::Data)])),
+            ("comb", Layout::regular(4, 48 * MIB, 16 * KIB, 8 * KIB)),
+            (
+                "tail",
+                Layout::of(4, &[(20 * MIB, Content::Data), (MIB, Content::Hole), (3 * MIB, Content::Data)]),
+            ),
+        ] {
+            let (source, target) = (folder.file("source"), folder.file("target"));
+            let _ = fs::remove_file(&target);
+            layout.write(&source).unwrap();
+            let flags = format!("--rate 32M --workers 1 --backend {backend}");
+            let running = copy(&source, &target, &flags).start();
+            wait_until("the target", || fs::metadata(&target).is_ok_and(|data| data.len() == layout.size()));
+            std::thread::sleep(Duration::from_millis(50));
+            // Far ahead of what was read and planned so far.
+            let left = layout.size() * 5 / 6;
+            OpenOptions::new().write(true).open(&source).unwrap().set_len(left).unwrap();
+            let outcome = running.wait();
+            let error = assert_error(&outcome, 1, "source_shrank", "", &source);
+            let offset = error["offset"].as_u64().unwrap();
+            assert!((left..layout.size()).contains(&offset), "{name}, cut at {left}: {outcome}");
         }
     }
 }
@@ -400,32 +394,30 @@ fn verify_finds_what_the_target_lost_or_changed() {
     let layout = Layout::of(rng.bits() >> 32, &[(5 * MIB, Content::Data), (MIB, Content::Hole)]);
     layout.write(&scratch.file("source")).unwrap();
     for &kind in kinds() {
-        for backend in BACKENDS {
-            for direct in ["auto", "off"] {
-                let at = rng.range(0..5 * MIB);
-                let zero = rng.range(5 * MIB..size);
-                let one = |at: u64| at..at + 1;
-                let mut faults = vec![
-                    Fault::flip().on_reads().range(one(at)),
-                    Fault::flip().on(&[Op::Write]).range(one(at)),
-                    Fault::lose().range(one(at)),
-                ];
-                if kind > 0 {
-                    // A device cannot say that it holds nothing there, and so its zeros are read too.
-                    faults.push(Fault::flip().on_reads().range(one(zero)));
-                }
-                for (index, fault) in faults.into_iter().enumerate() {
-                    let target = need!(Faulty::new(kind, &Layout::of(PATTERN, &[(size, Content::Data)])));
-                    let id = target.faults().add(fault);
-                    let flags = format!("--force --verify --backend {backend} --direct {direct}");
-                    let outcome = copy(scratch.file("source"), target.path(), &flags).run();
-                    assert!(target.faults().hits(id) > 0, "fault {index} was not met\n{outcome}");
-                    let error = assert_error(&outcome, 6, "corruption", "verify", &target.path());
-                    let offset = error["offset"].as_u64().unwrap();
-                    let at = if index == 3 { zero } else { at };
-                    assert!(offset <= at && at < offset + MIB, "{at}: {outcome}");
-                    assert_eq!(outcome.result()["pairs"][0]["verified"], false, "{outcome}");
-                }
+        for (backend, direct) in [("io_uring", "auto"), ("sync", "auto"), ("io_uring", "off")] {
+            let at = rng.range(0..5 * MIB);
+            let zero = rng.range(5 * MIB..size);
+            let one = |at: u64| at..at + 1;
+            let mut faults = vec![
+                Fault::flip().on_reads().range(one(at)),
+                Fault::flip().on(&[Op::Write]).range(one(at)),
+                Fault::lose().range(one(at)),
+            ];
+            if kind > 0 {
+                // A device cannot say that it holds nothing there, and so its zeros are read too.
+                faults.push(Fault::flip().on_reads().range(one(zero)));
+            }
+            for (index, fault) in faults.into_iter().enumerate() {
+                let target = need!(Faulty::new(kind, &Layout::of(PATTERN, &[(size, Content::Data)])));
+                let id = target.faults().add(fault);
+                let flags = format!("--force --verify --backend {backend} --direct {direct}");
+                let outcome = copy(scratch.file("source"), target.path(), &flags).run();
+                assert!(target.faults().hits(id) > 0, "fault {index} was not met\n{outcome}");
+                let error = assert_error(&outcome, 6, "corruption", "verify", &target.path());
+                let offset = error["offset"].as_u64().unwrap();
+                let at = if index == 3 { zero } else { at };
+                assert!(offset <= at && at < offset + MIB, "{at}: {outcome}");
+                assert_eq!(outcome.result()["pairs"][0]["verified"], false, "{outcome}");
             }
         }
     }
@@ -506,6 +498,44 @@ fn a_signal_stops_a_slow_copy_soon() {
             faults.remove(slow);
         }
     }
+}
+
+#[test]
+fn a_signal_while_the_target_is_read_back_proves_nothing() {
+    let scratch = ScratchDir::new();
+    let layout = Layout::of(6, &[(16 * MIB, Content::Data)]);
+    layout.write(&scratch.file("source")).unwrap();
+    for backend in BACKENDS {
+        for (journal, code, kind) in [(false, 1, "stopped"), (true, 7, "interrupted")] {
+            let target = need!(Faulty::new(0, &layout));
+            let slow = target.faults().add(Fault::delay(Duration::from_millis(100)).on_reads());
+            let flags =
+                format!("--force --verify --block-size 64K --queue-depth 2 --workers 1 --backend {backend}");
+            let mut run = copy(scratch.file("source"), target.path(), &flags);
+            if journal {
+                run = run.argument("--journal").argument(scratch.file("journal"));
+            }
+            // The probe of O_DIRECT reads, too.
+            let running = wait_for_hits(run.start(), target.faults(), slow, 6);
+            let outcome = stop(running, libc::SIGINT, Duration::from_secs(4));
+            assert_error(&outcome, code, kind, "", &target.path());
+            assert_eq!(outcome.result()["pairs"][0]["verified"], false, "{outcome}");
+        }
+    }
+}
+
+#[test]
+fn a_source_that_grows_is_copied_at_the_size_it_had() {
+    let scratch = ScratchDir::new();
+    let layout = Layout::of(6, &[(8 * MIB + 77, Content::Data)]);
+    let (source, target) = (scratch.file("source"), scratch.file("target"));
+    layout.write(&source).unwrap();
+    let running = copy(&source, &target, "--rate 8M").start();
+    wait_until("the target", || fs::metadata(&target).is_ok_and(|data| data.len() == layout.size()));
+    let file = OpenOptions::new().write(true).open(&source).unwrap();
+    file.write_all_at(&[1; 100_000], layout.size()).unwrap();
+    running.wait().assert_code(0);
+    layout.assert_on(&target);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use mover_tests::compare::{assert_same, fingerprint};
 use mover_tests::layout::{Content, Layout};
@@ -18,7 +19,7 @@ use mover_tests::process::{Run, mover_binary};
 use mover_tests::scratch::ScratchDir;
 use mover_tests::skip::{require_root, require_tool};
 use mover_tests::volume::{Filesystem, LoopOptions};
-use mover_tests::{need, skip};
+use mover_tests::{Skip, need, skip};
 use serde_json::Value;
 
 const KIB: u64 = 1024;
@@ -142,8 +143,26 @@ fn the_sysctl_that_forbids_io_uring_is_named() {
     assert!(told.iter().any(|(_, reason)| reason.contains("kernel.io_uring_disabled=2")), "{told:?}");
 }
 
+/// The limit counts what all processes of the user have locked, and the rings of a process that has ended are
+/// taken down a moment later: so these runs come one at a time, and wait for the ones before.
+static ONE_USER: Mutex<()> = Mutex::new(());
+
+/// Runs as an ordinary user who may lock this much, once what earlier runs had locked is free again.
+fn run_with_memlock(bytes: u64, run: impl Fn() -> Run) -> Result<Outcome, Skip> {
+    let begin = Instant::now();
+    loop {
+        let outcome = run().as_ordinary_user(bytes)?.run();
+        let waits = outcome.stderr_text().contains("no memory for a ring");
+        if !waits || begin.elapsed() > Duration::from_secs(5) {
+            return Ok(outcome);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn little_locked_memory_only_costs_the_registration() {
+    let _turn = ONE_USER.lock().unwrap_or_else(PoisonError::into_inner);
     let scratch = ScratchDir::new();
     scratch.open_to_all();
     let source = data_file(&scratch, "source", 48 * MIB);
@@ -151,8 +170,7 @@ fn little_locked_memory_only_costs_the_registration() {
     for (name, bytes) in [("8m", 8 * MIB), ("64k", 64 * KIB)] {
         let target = scratch.file(name);
         let arguments = ["--backend", "io_uring", "--workers", "2", "--verify"];
-        let run = copy([&source, &target]).arguments(arguments);
-        let outcome = need!(run.as_ordinary_user(bytes)).run();
+        let outcome = need!(run_with_memlock(bytes, || copy([&source, &target]).arguments(arguments)));
         outcome.assert_code(0);
         assert_same(&source, &target);
         let told = degraded(&outcome);
@@ -162,8 +180,8 @@ fn little_locked_memory_only_costs_the_registration() {
         );
         assert!(told.iter().all(|(about, _)| about == "registered_buffers"), "{bytes}: {told:?}");
         assert_eq!(told.len(), 1, "one downgrade is told once: {told:?}");
-        let strict = copy([&source, &scratch.file("strict")]).arguments(["--strict", "--workers", "2"]);
-        let outcome = need!(strict.as_ordinary_user(bytes)).run();
+        let strict = || copy([&source, &scratch.file("strict")]).arguments(arguments).argument("--strict");
+        let outcome = need!(run_with_memlock(bytes, strict));
         outcome.assert_code(1);
         assert_eq!(outcome.result()["error"]["kind"], "downgrade");
         assert!(!scratch.file("strict").exists());
@@ -173,6 +191,7 @@ fn little_locked_memory_only_costs_the_registration() {
 
 #[test]
 fn with_no_locked_memory_at_all_system_calls_may_have_to_do() {
+    let _turn = ONE_USER.lock().unwrap_or_else(PoisonError::into_inner);
     let scratch = ScratchDir::new();
     scratch.open_to_all();
     let source = data_file(&scratch, "source", 8 * MIB);

@@ -444,11 +444,9 @@ fn fine_allocation_below_a_coarse_unit_goes_to_a_pipe_in_order() {
     use mover_tests::faulty::FaultyFile;
     // mke2fs gives small filesystems blocks of 1 KiB.
     let fine = need!(Filesystem::ext4().small().mount());
-    let pieces: Vec<_> = (0..20)
-        .flat_map(|_| {
-            [(KIB, Content::Hole), (3 * KIB, Content::Data), (KIB, Content::Hole), (KIB, Content::Data)]
-        })
-        .collect();
+    let some =
+        [(KIB, Content::Hole), (9 * KIB, Content::Data), (6 * KIB, Content::Hole), (11 * KIB, Content::Data)];
+    let pieces: Vec<_> = (0..20).flat_map(|_| some).collect();
     let layout = Layout::of(11, &pieces);
     layout.write(&fine.file("disk")).unwrap();
     let coarse = need!(FaultyFile::over(&fine.file("disk")));
@@ -460,6 +458,35 @@ fn fine_allocation_below_a_coarse_unit_goes_to_a_pipe_in_order() {
         let outcome = run.limit(Duration::from_secs(10)).run();
         assert!(outcome.code == Some(0) && outcome.stdout == bytes_of(&layout), "{outcome}");
     }
+}
+
+#[test]
+fn named_pipes_are_streams() {
+    let mkfifo = need!(require_tool("mkfifo"));
+    let scratch = ScratchDir::new();
+    let pipe = scratch.file("pipe");
+    Run::program(mkfifo).argument(&pipe).run().assert_code(0);
+    let layout = Layout::random(seed("named_pipes_are_streams"), &Shape::file(3 * MIB));
+    let (source, target) = (scratch.file("source"), scratch.file("target"));
+    layout.write(&source).unwrap();
+    let writer = copy(&source, &pipe, "").start();
+    copy(&pipe, &target, "--verify").run().assert_code(0);
+    writer.wait().assert_code(0);
+    layout.assert_on(&target);
+
+    let list = scratch.write("list", r#"[{"start":4096,"length":1,"kind":"data"}]"#);
+    let lists = format!("--extents {}", list.display());
+    for flags in [lists.as_str(), "--verify", "--on-read-error record"] {
+        // Holds the other end, so that opening it does not wait.
+        let other = OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+        let outcome = copy(&source, &pipe, flags).limit(Duration::from_secs(10)).run();
+        outcome.assert_code(2);
+        if flags == lists {
+            copy(&pipe, &target, &format!("--force {flags}")).run().assert_code(2);
+        }
+        drop(other);
+    }
+    layout.assert_on(&target);
 }
 
 // ---- lists of extents --------------------------------------------------------------------------------------
@@ -528,6 +555,9 @@ fn a_list_of_extents_changes_those_and_nothing_else() {
             );
             let outcome = copy(&source.path, &target.path, &flags).argument(&file).run();
             outcome.assert_code(0);
+            if matches!(to, Place::Device(_)) {
+                assert_eq!(outcome.result()["degraded"], serde_json::json!([]), "{outcome}");
+            }
             let mut found = vec![0; size as usize];
             let target = File::open(&target.path).unwrap();
             assert_eq!(size_of(&target).unwrap(), size);
@@ -706,6 +736,18 @@ fn digests_are_those_of_the_bytes() {
             run.stdin(bytes_of(&layout)).run().assert_code(0);
             assert_digests(&scratch.file("digests"), &[&layout]);
         }
+    }
+}
+
+#[test]
+fn a_bad_place_for_digests_is_told_before_anything_moves() {
+    let scratch = ScratchDir::new();
+    let source = scratch.write("source", "content");
+    for (place, code) in [(scratch.file("none/digests"), 10), (scratch.path().to_owned(), 2)] {
+        let outcome = copy(&source, scratch.file("target"), "--digest-out").argument(&place).run();
+        outcome.assert_code(code);
+        assert_eq!(outcome.result()["error"]["path"], place.to_str().unwrap(), "{outcome}");
+        assert!(!scratch.file("target").exists());
     }
 }
 

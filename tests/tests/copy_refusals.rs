@@ -1,5 +1,8 @@
 //! What bad input gets: an error that names path, offset and cause, the exit code of docs/exit-codes.md, and
 //! nothing destroyed: every test compares what lay there before with what lies there afterwards.
+//!
+//! Longer than other files, as it is a list: one test for each kind of refusal, in the order of the command line's
+//! parts, and they share no more than the checks at the head.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -439,6 +442,14 @@ fn the_source_behind_a_loop_device_is_always_refused() {
     fails(copy([device.path(), &file]).argument("--force"), "refused", Some(&file), "loop device");
     let same = copy([device.path(), device.path()]).argument("--force");
     fails(same, "refused", Some(device.path()), "same device");
+    // However deep.
+    let outer = need!(LoopDevice::over(device.path()));
+    let run = copy([&file, outer.path()]).argument("--force");
+    fails(run, "refused", Some(outer.path()), "loop device over the source");
+    fails(copy([outer.path(), &file]).argument("--force"), "refused", Some(&file), "loop device");
+    fails(copy([outer.path(), device.path()]).argument("--force"), "refused", Some(device.path()), "");
+    fails(copy([device.path(), outer.path()]).argument("--force"), "refused", Some(outer.path()), "");
+    drop(outer);
     // A file that a loop device shows is in use whatever the source is.
     let other = data_file(&scratch, "other", MIB);
     let seen_with_other = Seen::below(scratch.path());
@@ -776,7 +787,9 @@ fn a_journal_of_something_else_is_refused_and_everything_kept() {
     // Another source; another target, which must not even be cut to size.
     fails(with([&other, &target], &journal).argument("--resume"), "wrong_identity", None, "");
     fails(with([&source, &precious], &journal).argument("--resume"), "wrong_identity", None, "");
-    fails(with([&source, &scratch.file("new")], &journal).argument("--resume"), "wrong_identity", None, "");
+    // One that is not there is no target to go on with, whatever the journal would say of it.
+    let new = scratch.file("new");
+    fails(with([&source, &new], &journal).argument("--resume"), "unreachable", Some(&new), "No such file");
     seen.unchanged(scratch.path());
 
     // A target that someone wrote to since.
@@ -961,7 +974,42 @@ fn streams_carry_data_and_the_events_go_elsewhere() {
     copy(["-".as_ref(), target.as_os_str()]).stdin(bytes.clone()).run().assert_code(0);
     assert_same(&source, &target);
     // A stream has no size to compare beforehand; what does not fit is an error, not a cut.
-    let outcome = copy(["-", "null:1M"]).stdin(bytes).run();
-    assert!(outcome.code.is_some_and(|code| code != 0), "{outcome}");
-    assert_eq!(outcome.result()["status"], "failed");
+    let outcome = copy(["-", "null:1M"]).stdin(bytes.clone()).run();
+    outcome.assert_code(10);
+    let error = outcome.result()["error"].clone();
+    assert_eq!((&error["kind"], &error["errno"]), (&json!("full"), &json!(libc::ENOSPC)), "{error}");
+    assert_eq!((&error["offset"], &error["path"]), (&json!(MIB), &json!("null:1048576")), "{error}");
+    // The limit on file sizes is met on the way.
+    let script = "ulimit -f 512; exec \"$0\" copy --json - \"$1\"";
+    let cut = scratch.file("cut");
+    let run = Run::program("/bin/sh").arguments(["-c", script]).argument(mover_binary()).argument(&cut);
+    let outcome = run.stdin(bytes).run();
+    outcome.assert_code(10);
+    let error = outcome.result()["error"].clone();
+    assert_eq!((&error["kind"], &error["errno"]), (&json!("full"), &json!(libc::EFBIG)), "{error}");
+}
+
+#[test]
+fn a_stream_that_does_not_fit_a_device_fails_at_its_end() {
+    let device = need!(LoopOptions::default().sparse(MIB));
+    let bytes = vec![5; (MIB + 13) as usize];
+    let outcome = copy(["-".as_ref(), device.path().as_os_str()]).stdin(bytes.clone()).run();
+    outcome.assert_code(10);
+    let error = outcome.result()["error"].clone();
+    assert_eq!((&error["kind"], &error["errno"]), (&json!("full"), &json!(libc::ENOSPC)), "{error}");
+    assert_eq!(error["path"], device.path().to_string_lossy().as_ref());
+    copy(["-".as_ref(), device.path().as_os_str()]).stdin(&bytes[..MIB as usize]).run().assert_code(0);
+    assert!(fs::read(device.path()).unwrap() == bytes[..MIB as usize]);
+}
+
+#[test]
+fn a_link_to_nowhere_is_no_target() {
+    let scratch = ScratchDir::new();
+    let source = data_file(&scratch, "source", 64 * KIB);
+    let link = scratch.file("link");
+    symlink("nowhere", &link).unwrap();
+    for arguments in [&[][..], &["--force"], &["--dry-run"]] {
+        fails(copy([&source, &link]).arguments(arguments), "refused", Some(&link), "link");
+        assert!(!scratch.file("nowhere").exists() && link.is_symlink());
+    }
 }

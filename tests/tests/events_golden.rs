@@ -278,7 +278,7 @@ fn bad_extents_keep_to_their_schema() {
     outcome.assert_code(1);
     envelope(&outcome);
     let result = outcome.result();
-    hold("result", &[result.clone()], false);
+    hold("result", std::slice::from_ref(&result), false);
     for error in [&result["error"], &result["pairs"][0]["error"]] {
         assert_eq!((&error["kind"], &error["errno"]), (&json!("io"), &json!(libc::EIO)), "{outcome}");
         assert!(error["offset"].as_u64().is_some_and(|offset| offset <= 500_000), "{outcome}");

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions as StdOpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,7 +19,7 @@ use mover_model::{Error, ErrorKind, Locator, Operation, Result};
 
 use crate::facts::device_facts;
 use crate::file::{FileSink, FileSource, Handles, Identity, Zeroing};
-use crate::guard::{LOCK_POLL, has_writer, lock_target, lock_wait, refuse_loop_backing, refuse_same};
+use crate::guard::{LOCK_POLL, has_writer, lock_target, lock_wait, refuse_loop_backing};
 use crate::null::Null;
 use crate::signature::find_signature;
 use crate::stream::{StreamSink, StreamSource};
@@ -98,6 +98,12 @@ pub enum Medium {
     Storage,
     /// A pipe.
     Stream,
+}
+
+impl OpenTarget {
+    fn plain(sink: Box<dyn Sink>, medium: Medium) -> Self {
+        OpenTarget { sink, file: None, identity: None, medium, created: false }
+    }
 }
 
 struct Shared<T: ?Sized>(Arc<T>);
@@ -219,7 +225,6 @@ pub fn open_target(
     locator: &Locator,
     target: TargetOptions,
     options: OpenOptions,
-    source: Option<&Path>,
     control: &Control,
 ) -> Result<OpenTarget> {
     let path = match locator {
@@ -227,25 +232,11 @@ pub fn open_target(
             if let (Some(size), Some(needed)) = (size, target.size) {
                 refuse_smaller(&locator.to_string(), *size, needed)?;
             }
-            let sink = Box::new(Null { size: *size });
-            return Ok(OpenTarget {
-                sink,
-                file: None,
-                identity: None,
-                medium: Medium::Memory,
-                created: false,
-            });
+            return Ok(OpenTarget::plain(Box::new(Null { size: *size }), Medium::Memory));
         }
         Locator::Stream => {
             let file = duplicate(std::io::stdout().as_fd(), "-")?;
-            let sink = Box::new(StreamSink::new(file, "-".to_owned()));
-            return Ok(OpenTarget {
-                sink,
-                file: None,
-                identity: None,
-                medium: Medium::Stream,
-                created: false,
-            });
+            return Ok(OpenTarget::plain(Box::new(StreamSink::new(file, "-".to_owned())), Medium::Stream));
         }
         Locator::Path(path) => path,
     };
@@ -261,39 +252,26 @@ pub fn open_target(
             return Err(Error::usage("is a folder: name the file in it").at(label));
         }
         if kind.is_fifo() {
-            let open = StdOpenOptions::new().write(true).open(path);
+            // Opened for both, a pipe does not wait for its reader.
+            let open = StdOpenOptions::new().read(target.dry_run).write(true).open(path);
             let file = open.map_err(|error| Error::io(Operation::Open, &label, &error))?;
-            let sink = Box::new(StreamSink::new(file, label));
-            return Ok(OpenTarget {
-                sink,
-                file: None,
-                identity: None,
-                medium: Medium::Stream,
-                created: false,
-            });
+            return Ok(OpenTarget::plain(Box::new(StreamSink::new(file, label)), Medium::Stream));
         }
         if !kind.is_file() && !kind.is_block_device() {
             return Err(Error::usage("is no regular file, block device or pipe")
                 .at(label)
                 .hint("to discard, use null:"));
         }
-        if let Some(source) = source {
-            let source_meta = std::fs::metadata(source)
-                .map_err(|error| Error::io(Operation::Stat, source.display().to_string(), &error))?;
-            refuse_same(meta, &label, &source_meta, &source.display().to_string())?;
-        }
+    }
+    if existing.is_none() && path.is_symlink() {
+        return Err(Error::refused(&label, "is a link to something that is not there")
+            .hint("name the file itself, or choose another target"));
     }
     let is_block = existing.as_ref().is_some_and(|meta| meta.file_type().is_block_device());
     let existed = existing.is_some();
-    // A file made by this run, or one that held nothing: nothing can be lost, and it reads as zeros.
-    let empty = existing.as_ref().is_none_or(|meta| meta.is_file() && meta.len() == 0);
     if let Some(meta) = existing.as_ref().filter(|meta| meta.is_file()) {
         refuse_loop_backing(meta, &label)?;
-        if !empty && !target.force && !target.resume {
-            let size = format_size(meta.len());
-            return Err(Error::refused(&label, format!("the file exists and holds {size}"))
-                .hint("to overwrite it, say --force"));
-        }
+        refuse_full(meta.len(), &target, &label)?;
     }
     if target.dry_run && !existed {
         return dry_target(path, &label);
@@ -307,12 +285,14 @@ pub fn open_target(
     };
     let mut file = file.map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY | libc::ETXTBSY) => in_use(&label),
+        Some(libc::EEXIST) => Error::refused(&label, "a file of this name has just appeared")
+            .hint("look what it is, and choose another target"),
         Some(libc::EROFS) => Error::refused(&label, "the filesystem or device is read-only")
             .hint("make it writable, or choose another target"),
         _ => Error::io(Operation::Open, &label, &error),
     })?;
     let unfinished = Unfinished((!existed).then_some(path));
-    let size = size_of(&file, is_block, &label)?;
+    let mut size = size_of(&file, is_block, &label)?;
     if is_block {
         guard_device(path, &file, size, &target, &label)?;
     }
@@ -330,7 +310,13 @@ pub fn open_target(
         })?;
     } else if !is_block {
         lock_target(direct.as_ref().map_or(&file, |(file, _)| file), &label, lock_wait(target.resume))?;
+        // Whoever held the lock may have filled the file meanwhile; from here on it is ours alone.
+        size = size_of(&file, is_block, &label)?;
+        refuse_full(size, &target, &label)?;
     }
+    refuse_swapped(&file, direct.as_ref().map(|(file, _)| file), is_block, &label)?;
+    // A file made by this run, or one that held nothing: nothing can be lost, and it reads as zeros.
+    let empty = !is_block && size == 0;
     // A file is sized by `FileSink::prepare`, once nothing can be refused any more.
     let resized = if is_block || (target.keep_content && !empty) { None } else { target.size };
     if let Some(needed) = target.size.filter(|_| resized.is_none()) {
@@ -339,9 +325,11 @@ pub fn open_target(
     let identity = Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
     let polled = device_facts(&file).is_some_and(|facts| facts.polls);
     let handles = Handles { label, buffered: file, direct, is_block, polled, size };
-    let fresh = empty && !is_block;
+    let fresh = empty;
     let sized = !target.keep_content || fresh;
-    let file = Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized, resized });
+    let folder = if existed { None } else { File::open(folder_of(path)).ok() };
+    let file =
+        Arc::new(FileSink { handles, fresh, zeroing: Arc::new(Zeroing::default()), sized, resized, folder });
     unfinished.done();
     Ok(OpenTarget {
         sink: Box::new(Shared(file.clone())),
@@ -370,12 +358,40 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// What a target that does not exist yet would be, found by looking at its folder.
 fn dry_target(path: &Path, label: &str) -> Result<OpenTarget> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = File::open(folder).map_err(|error| Error::io(Operation::Open, label, &error))?;
+    let folder = File::open(folder_of(path)).map_err(|error| Error::io(Operation::Open, label, &error))?;
     let medium = medium_of(&folder, false);
     Ok(OpenTarget { sink: Box::new(Null { size: None }), file: None, identity: None, medium, created: false })
+}
+
+fn refuse_full(size: u64, target: &TargetOptions, label: &str) -> Result<()> {
+    if size == 0 || target.force || target.resume {
+        return Ok(());
+    }
+    Err(Error::refused(label, format!("the file exists and holds {}", format_size(size)))
+        .hint("to overwrite it, say --force"))
+}
+
+/// Refuses a name that was given to another file between two opens.
+fn refuse_swapped(first: &File, second: Option<&File>, is_block: bool, label: &str) -> Result<()> {
+    let stat = |file: &File| file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error));
+    let meta = stat(first)?;
+    let same = match second {
+        Some(second) => {
+            let second = stat(second)?;
+            (meta.dev(), meta.ino(), meta.rdev()) == (second.dev(), second.ino(), second.rdev())
+        }
+        None => true,
+    };
+    if same && meta.file_type().is_block_device() == is_block {
+        return Ok(());
+    }
+    Err(Error::refused(label, "another file was put in its place while it was opened").hint("run it again"))
 }
 
 fn refuse_smaller(label: &str, size: u64, needed: u64) -> Result<()> {
@@ -427,6 +443,12 @@ fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, lab
         }
         None => Ok(()),
     }
+}
+
+/// Bytes of an open regular file or block device.
+pub(crate) fn size_of_file(file: &File, label: &str) -> Result<u64> {
+    let meta = file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?;
+    size_of(file, meta.file_type().is_block_device(), label)
 }
 
 fn size_of(file: &File, is_block: bool, label: &str) -> Result<u64> {

@@ -97,3 +97,27 @@ pub(crate) fn sysfs_disk(number: u64) -> Option<PathBuf> {
     let node = sysfs_node(number)?;
     if node.join("partition").exists() { node.parent().map(Path::to_path_buf) } else { Some(node) }
 }
+
+/// A name by which a block device is known again after a restart, as good as the kernel has one: its WWID or
+/// serial number, the file below a loop device, and for a partition its number; else the device number.
+pub(crate) fn stable_name(number: u64) -> String {
+    let (Some(node), Some(disk)) = (sysfs_node(number), sysfs_disk(number)) else {
+        return format!("device:{}:{}", major(number), minor(number));
+    };
+    let said = |name: &str| read_setting(disk.join(name)).filter(|text| !text.is_empty());
+    let backing = said("loop/backing_file").and_then(|path| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(format!("loop:{}:{}:{}", meta.dev(), meta.ino(), said("loop/offset").unwrap_or_default()))
+    });
+    let name = backing
+        .or_else(|| {
+            ["wwid", "device/wwid", "serial", "device/serial", "dm/uuid", "md/uuid"]
+                .into_iter()
+                .find_map(said)
+        })
+        .unwrap_or_else(|| format!("device:{}:{}", major(number), minor(number)));
+    match read_setting(node.join("partition")) {
+        Some(partition) => format!("{name}:{partition}"),
+        None => name,
+    }
+}

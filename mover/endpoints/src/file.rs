@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use mover_engine::arena::ZERO_BLOCK_BYTES;
 use mover_engine::lane::{Fault, LaneOperation, OperationKind, SinkOperation};
@@ -14,6 +16,7 @@ use mover_model::event::Degradation;
 use mover_model::{Error, Extent, Operation, Result, limits};
 
 use crate::extents::SeekExtents;
+use crate::facts::stable_name;
 
 /// What a file was when it was opened: enough to tell later that it is another one, or was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,8 +25,8 @@ pub struct Identity {
     pub device: u64,
     /// Inode number.
     pub inode: u64,
-    /// Device number, for a block device.
-    pub rdev: u64,
+    /// A name that survives a restart, for a block device.
+    pub block_device: Option<String>,
     /// Bytes.
     pub size: u64,
     /// Last change of content, nanoseconds since 1970; 0 for a block device, which does not tell.
@@ -33,6 +36,14 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Of what a path names now, without keeping it open.
+    pub fn of_path(path: &Path) -> Result<Self> {
+        let label = path.display().to_string();
+        let file = File::open(path).map_err(|error| Error::io(Operation::Open, &label, &error))?;
+        let size = crate::door::size_of_file(&file, &label)?;
+        Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))
+    }
+
     /// Of an open file, whose size was found to be `size`.
     pub fn of(file: &File, size: u64) -> std::io::Result<Self> {
         let meta = file.metadata()?;
@@ -43,7 +54,7 @@ impl Identity {
         Ok(Identity {
             device: meta.dev(),
             inode: meta.ino(),
-            rdev: meta.rdev(),
+            block_device: meta.file_type().is_block_device().then(|| stable_name(meta.rdev())),
             size,
             mtime_ns: ns(meta.mtime(), meta.mtime_nsec()),
             ctime_ns: ns(meta.ctime(), meta.ctime_nsec()),
@@ -101,6 +112,15 @@ impl Handles {
 pub struct FileSource(pub(crate) Handles);
 
 impl FileSource {
+    /// What it is now, to be compared with what it was when it was opened.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn identity_now(&self) -> std::io::Result<Identity> {
+        let size = if self.0.is_block { self.0.size } else { self.0.buffered.metadata()?.len() };
+        Identity::of(&self.0.buffered, size)
+    }
+
     /// Its content through the page cache, for calls outside the engine.
     pub fn file(&self) -> &File {
         &self.0.buffered
@@ -151,6 +171,8 @@ pub struct FileSink {
     pub(crate) sized: bool,
     /// The size that [`FileSink::prepare`] gives the file.
     pub(crate) resized: Option<u64>,
+    /// The folder of a file that this run made: its entry must be durable too.
+    pub(crate) folder: Option<File>,
 }
 
 impl FileSink {
@@ -180,7 +202,8 @@ impl FileSink {
 
 impl Drop for FileSink {
     fn drop(&mut self) {
-        if !self.is_block() {
+        // A lane that was given up for good still has writes in flight: then the lock stays as long as they do.
+        if !self.is_block() && Arc::strong_count(&self.zeroing) == 1 {
             crate::guard::unlock_target(self.handles.file(self.handles.access()));
         }
     }
@@ -215,6 +238,7 @@ impl Sink for FileSink {
         // Of the descriptor that writes: it is the one that is told of a write-back error.
         nix::unistd::fdatasync(self.handles.file(self.access()))
             .and_then(|()| nix::unistd::fdatasync(&self.handles.buffered))
+            .and_then(|()| self.folder.as_ref().map_or(Ok(()), nix::unistd::fsync))
             .map_err(|errno| Error::os(Operation::Flush, self.label(), errno as i32))
     }
 
@@ -427,6 +451,10 @@ impl Lane for FileLane {
                 running.retries += 1;
                 if running.retries > limits::RETRIES_MAX {
                     return self.fail(index, -n, io);
+                }
+                // Short of memory or of requests: a moment's rest, longer each time, gives both back.
+                if running.retries > 8 {
+                    std::thread::sleep(Duration::from_micros(u64::from(running.retries.min(1_000))));
                 }
                 self.push(index, io);
             }

@@ -2,11 +2,12 @@
 //! held or locked, or holds something.
 
 use std::fs::{File, Metadata};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mover_model::{Error, ErrorKind, Operation, Result};
+use mover_model::{Error, ErrorKind, Locator, Operation, Result};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
@@ -50,10 +51,10 @@ pub(crate) fn refuse_same(
             return refuse(format!("one of target and source ({source_label}) is a partition of the other"));
         }
     }
-    if let Some(backing) = loop_backing(target).filter(|backing| is_file(backing, source)) {
+    if let Some(backing) = loop_backings(target).find(|backing| is_file(backing, source)) {
         return refuse(format!("the device is a loop device over the source ({})", backing.display()));
     }
-    if let Some(backing) = loop_backing(source).filter(|backing| is_file(backing, target)) {
+    if let Some(backing) = loop_backings(source).find(|backing| is_file(backing, target)) {
         return refuse(format!(
             "the source ({source_label}) is a loop device over this file ({})",
             backing.display()
@@ -62,45 +63,46 @@ pub(crate) fn refuse_same(
     Ok(())
 }
 
-/// Refuses two pairs with one target, and a target that is another pair's source.
+/// Refuses a target that is a source, its own pair's or another's, and two pairs with one target, however
+/// they are named: by path, link, loop device, partition, or as standard input and output.
 ///
 /// # Errors
 /// `Refused`, naming both.
-pub fn refuse_shared_targets(pairs: &[(PathBuf, PathBuf)]) -> Result<()> {
-    let known: Vec<_> = pairs
-        .iter()
-        .map(|(source, target)| (std::fs::metadata(source).ok(), std::fs::metadata(target).ok()))
-        .collect();
+pub fn refuse_shared(pairs: &[(&Locator, &Locator)]) -> Result<()> {
+    let stdin = std::io::stdin();
+    let stdout = std::io::stdout();
+    let sources: Vec<_> = pairs.iter().map(|(source, _)| metadata_of(source, stdin.as_fd())).collect();
+    let targets: Vec<_> = pairs.iter().map(|(_, target)| metadata_of(target, stdout.as_fd())).collect();
     for (index, (_, target)) in pairs.iter().enumerate() {
         for (other, (other_source, other_target)) in pairs.iter().enumerate() {
+            if let (Some(this), Some(that)) = (&targets[index], &sources[other]) {
+                refuse_same(this, &target.to_string(), that, &other_source.to_string())?;
+            }
             if index == other {
                 continue;
             }
-            if place_of(target) == place_of(other_target) {
-                return Err(Error::refused(target.display().to_string(), "two pairs name this target")
+            let same_name = match (target, other_target) {
+                (Locator::Path(this), Locator::Path(that)) => place_of(this) == place_of(that),
+                _ => false,
+            };
+            if same_name {
+                return Err(Error::refused(target.to_string(), "two pairs name this target")
                     .hint("choose another target"));
             }
-            if let Some(this) = &known[index].1 {
-                if let Some(that) = &known[other].1 {
-                    refuse_same(
-                        this,
-                        &target.display().to_string(),
-                        that,
-                        &other_target.display().to_string(),
-                    )?;
-                }
-                if let Some(that) = &known[other].0 {
-                    refuse_same(
-                        this,
-                        &target.display().to_string(),
-                        that,
-                        &other_source.display().to_string(),
-                    )?;
-                }
+            if let (Some(this), Some(that)) = (&targets[index], &targets[other]) {
+                refuse_same(this, &target.to_string(), that, &other_target.to_string())?;
             }
         }
     }
     Ok(())
+}
+
+fn metadata_of(locator: &Locator, standard: BorrowedFd<'_>) -> Option<Metadata> {
+    match locator {
+        Locator::Path(path) => std::fs::metadata(path).ok(),
+        Locator::Stream => File::from(standard.try_clone_to_owned().ok()?).metadata().ok(),
+        Locator::Null { .. } => None,
+    }
 }
 
 /// A name that need not exist yet, with the links on the way to it resolved.
@@ -110,6 +112,13 @@ fn place_of(path: &Path) -> PathBuf {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
     }
+}
+
+/// The file below a loop device, and what is below that where it is a loop device too.
+fn loop_backings(meta: &Metadata) -> impl Iterator<Item = PathBuf> {
+    let next = |path: &PathBuf| std::fs::metadata(path).ok().as_ref().and_then(loop_backing);
+    // The kernel allows no cycles.
+    std::iter::successors(loop_backing(meta), next)
 }
 
 /// The file below a loop device, or below the loop device that a partition lies on.

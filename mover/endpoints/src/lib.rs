@@ -16,7 +16,7 @@ pub use door::{
 };
 pub use facts::{DeviceFacts, device_facts, device_of_path};
 pub use file::{FileSink, FileSource, Identity};
-pub use guard::refuse_shared_targets;
+pub use guard::refuse_shared;
 pub use null::Null;
 pub use signature::find_signature;
 pub use stream::{StreamSink, StreamSource};

@@ -12,6 +12,10 @@ use mover_engine::ring::{AT_POSITION, FileId, Submission, Token, Verb};
 use mover_engine::{Access, Alignment, Io, Lane, LaneSetup, Order, Sink, Source};
 use mover_model::{Extent, Result};
 
+/// A lane's numbers of what it pushes: it has one transfer in flight, and may ask for its end.
+const TRANSFER: u32 = 0;
+const CANCELLATION: u32 = 1;
+
 /// A pipe, terminal or socket that is read to its end.
 pub struct StreamSource {
     file: File,
@@ -68,7 +72,7 @@ struct ReadLane {
 
 impl ReadLane {
     fn push(&self, operation: &LaneOperation, io: &mut Io<'_>) {
-        io.push(0, submission(Verb::Read, self.file, operation, self.done));
+        io.push(TRANSFER, submission(Verb::Read, self.file, operation, self.done));
     }
 
     fn end_first(&mut self, result: std::result::Result<u64, Fault>, io: &mut Io<'_>) {
@@ -97,7 +101,16 @@ impl Lane for ReadLane {
         }
     }
 
-    fn advance(&mut self, _: u32, result: i32, io: &mut Io<'_>) {
+    fn cancel(&mut self, io: &mut Io<'_>) {
+        if !self.waiting.is_empty() {
+            io.cancel(TRANSFER, CANCELLATION);
+        }
+    }
+
+    fn advance(&mut self, aux: u32, result: i32, io: &mut Io<'_>) {
+        if aux == CANCELLATION {
+            return;
+        }
         let Some(first) = self.waiting.front().copied() else { return };
         match result {
             0 => {
@@ -216,7 +229,7 @@ impl WriteLane {
             let length = (operation.length - done).min(ZERO_BLOCK_BYTES as u64);
             Submission { address, buffer, length, ..submission(Verb::Write, self.file, operation, 0) }
         };
-        io.push(0, submission);
+        io.push(TRANSFER, submission);
     }
 
     fn next(&mut self, io: &mut Io<'_>) {
@@ -240,7 +253,16 @@ impl Lane for WriteLane {
         self.next(io);
     }
 
-    fn advance(&mut self, _: u32, result: i32, io: &mut Io<'_>) {
+    fn cancel(&mut self, io: &mut Io<'_>) {
+        if self.active.is_some() {
+            io.cancel(TRANSFER, CANCELLATION);
+        }
+    }
+
+    fn advance(&mut self, aux: u32, result: i32, io: &mut Io<'_>) {
+        if aux == CANCELLATION {
+            return;
+        }
         let Some(operation) = self.active else { return };
         match result {
             n if n > 0 => {

@@ -62,7 +62,7 @@ fn write_sparse(path: &Path, size: u64) {
     let file = File::create(path).expect("scratch file");
     file.set_len(size).expect("scratch file");
     let mut position = 0;
-    for zeros in content.zeros.iter().cloned().chain([size..size]) {
+    for zeros in content.zeros.iter().cloned().chain(std::iter::once(size..size)) {
         let bytes = content.bytes(position, zeros.start - position);
         std::os::unix::fs::FileExt::write_all_at(&file, &bytes, position).expect("scratch file");
         position = zeros.end;
@@ -366,7 +366,7 @@ impl OpenedSink {
 fn opened_sink(path: &Path, direct: Direct, backing: &Path, keep: Vec<Keep>) -> OpenedSink {
     let target = TargetOptions { force: true, size: Some(SINK_SIZE), ..TargetOptions::default() };
     let locator = Locator::Path(path.to_owned());
-    let opened = open_target(&locator, target, OpenOptions { direct }, None, &Control::new());
+    let opened = open_target(&locator, target, OpenOptions { direct }, &Control::new());
     let opened = opened.expect("a target opens");
     let file = opened.file.as_ref().expect("it is a file");
     file.prepare().expect("it takes its size");
@@ -692,6 +692,40 @@ fn a_reader_that_leaves_is_an_error_and_no_hang() {
             assert!(error.at_offset().is_some_and(|offset| offset >= 100_000), "{error}");
         });
         thread.join().expect("the reader");
+    }
+}
+
+#[test]
+fn a_stop_ends_the_wait_for_a_silent_pipe() {
+    for (backend, reads) in backends().into_iter().flat_map(|backend| [(backend, true), (backend, false)]) {
+        // Both ends stay open: nothing comes, and beyond what the pipe holds nothing goes.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        must_end(move || {
+            let (mut rig, control) = (Rig::new(4 * K), Control::new());
+            rig.sink.alignment = Alignment::NONE;
+            let settings = settings(backend, 64 * K, 8, 2);
+            let extents = Box::new(std::iter::once(Ok(data(0, 16 * M))));
+            let begin = std::time::Instant::now();
+            // Kept open, and silent.
+            let _other: OwnedFd;
+            let (mut source, mut sink): (Box<dyn Source>, Box<dyn Sink>) =
+                (Box::new(rig.source), Box::new(rig.sink));
+            if reads {
+                source = Box::new(StreamSource::new(File::from(OwnedFd::from(reader)), "pipe".into()));
+                _other = writer.into();
+            } else {
+                sink = Box::new(StreamSink::new(File::from(OwnedFd::from(writer)), "pipe".into()));
+                _other = reader.into();
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                    control.stop();
+                });
+                move_between(&settings, PLAIN, &control, None, &*source, &*sink, extents)
+            });
+            assert!(begin.elapsed() < std::time::Duration::from_secs(4), "{:?}", begin.elapsed());
+        });
     }
 }
 

@@ -119,7 +119,9 @@ pub fn probe_direct(file: &std::fs::File) -> Option<Alignment> {
     match sys::direct_alignment(file) {
         Ok(Some(rules)) if rules.offset == 0 => return None,
         Ok(Some(rules)) => {
-            return (rules.offset <= PAGE.offset && rules.memory <= PAGE.memory).then_some(rules);
+            // Pieces of a request begin at multiples of the offset rule in memory too, so it covers both.
+            let rules = Alignment { offset: rules.offset.max(rules.memory), ..rules };
+            return (rules.offset <= PAGE.offset).then_some(rules);
         }
         Ok(None) | Err(_) => {}
     }

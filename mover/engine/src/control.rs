@@ -1,7 +1,7 @@
 //! What reaches into a run from outside: stop, the rate limit, and the list of downgrades.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mover_model::event::Degradation;
@@ -9,7 +9,7 @@ use mover_model::event::Degradation;
 /// Shared by everything that takes part in a run.
 #[derive(Default)]
 pub struct Control {
-    stop: AtomicBool,
+    stop: Arc<AtomicBool>,
     degraded: Mutex<Vec<Degradation>>,
 }
 
@@ -27,6 +27,11 @@ impl Control {
     /// Whether [`Control::stop`] was called.
     pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// The flag behind [`Control::stopped`], for what cannot borrow the control.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
     }
 
     /// Records a downgrade once, however many workers meet it.

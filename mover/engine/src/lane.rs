@@ -183,6 +183,10 @@ pub trait Lane {
     /// The task has failed, and a request that was read will not be written. A lane whose operations wait for
     /// the ones before them ends those that wait: what they wait for may never be begun.
     fn abandon(&mut self, _io: &mut Io<'_>) {}
+
+    /// The task has failed or the run is stopped. A lane whose submissions may wait for ever (a pipe whose
+    /// other end is silent) cancels them; files end by themselves.
+    fn cancel(&mut self, _io: &mut Io<'_>) {}
 }
 
 /// What a lane may use while it handles an operation.
@@ -212,6 +216,15 @@ impl<'a> Io<'a> {
         let submission = Submission { token: Token { lane: self.lane, aux }, ..submission };
         if let Err(error) = self.ring.push(submission) {
             // The ring is broken: the worker ends the run and frees nothing.
+            self.fatal.get_or_insert(error);
+        }
+    }
+
+    /// Cancels what was pushed under the number `aux`; it completes with ECANCELED, or as it would have. The
+    /// cancellation itself completes under `own`.
+    pub fn cancel(&mut self, aux: u32, own: u32) {
+        let target = Token { lane: self.lane, aux };
+        if let Err(error) = self.ring.cancel(target, Token { lane: self.lane, aux: own }) {
             self.fatal.get_or_insert(error);
         }
     }

@@ -125,18 +125,29 @@ impl Planner {
     }
 
     fn give_span(&self, extent: Extent, give: &mut impl FnMut(Item)) {
-        if extent.kind != ExtentKind::Data {
-            give(Item::Span { task: self.task, extent });
-            return;
-        }
-        let most = limits::STEAL_BYTES.max(self.block_size);
-        let mut start = extent.start;
-        while start < extent.end() {
-            let end = ((start / most + 1) * most).min(extent.end());
-            give(Item::Span { task: self.task, extent: Extent::data(start, end - start) });
-            start = end;
-        }
+        give(Item::Span { task: self.task, extent });
     }
+}
+
+/// Takes off a data span what one worker takes at once, and leaves the rest for others; `None` when it is no more than that.
+pub fn split_span(extent: &mut Extent, block_size: u32) -> Option<Extent> {
+    let most = limits::STEAL_BYTES.max(u64::from(block_size)) / u64::from(block_size) * u64::from(block_size);
+    let boundary = (extent.start / most + 1) * most;
+    if extent.kind != ExtentKind::Data || extent.end() <= boundary {
+        return None;
+    }
+    let rest = Extent::data(boundary, extent.end() - boundary);
+    extent.length = boundary - extent.start;
+    Some(rest)
+}
+
+/// As [`cut_request`], with zeros cut as data is: what goes to a pipe is written.
+pub fn cut_in_order(span: &mut Extent, block_size: u32) -> Extent {
+    let mut as_data = Extent::data(span.start, span.length);
+    let request = cut_request(&mut as_data, block_size);
+    let kind = span.kind;
+    *span = Extent { kind, ..as_data };
+    Extent { kind, ..request }
 }
 
 /// Takes the first request off a span: up to the next multiple of the block size, or for zeros up to
@@ -194,11 +205,23 @@ mod tests {
     }
 
     #[test]
-    fn a_large_extent_stays_whole_up_to_what_one_worker_takes() {
+    fn a_large_extent_is_split_as_it_is_taken() {
         let steal = limits::STEAL_BYTES;
         assert_eq!(
-            plan(&[Extent::data(4096, 2 * steal)], 1 << 20, 32768),
-            [span(4096, steal - 4096), span(steal, steal), span(2 * steal, 4096)]
+            plan(&[Extent::data(4096, 2 * steal)], 1 << 20, 32768)[0],
+            span(4096, 2 * steal - (1 << 20) + (1 << 20) - 4096)
+        );
+        let mut first = Extent::data(4096, 2 * steal);
+        let mut second = split_span(&mut first, 1 << 20).unwrap();
+        assert_eq!(first, Extent::data(4096, steal - 4096));
+        let third = split_span(&mut second, 1 << 20).unwrap();
+        assert_eq!((second, third), (Extent::data(steal, steal), Extent::data(2 * steal, 4096)));
+        assert_eq!(split_span(&mut { third }, 1 << 20), None);
+        let mut hole = Extent::new(0, 1 << 50, ExtentKind::Hole);
+        assert_eq!(
+            split_span(&mut hole, 1 << 20),
+            None,
+            "a hole is one request after another, without a buffer"
         );
     }
 

@@ -4,14 +4,14 @@
 //! a disk of any number of extents takes the same memory. Nothing here is touched more than once per item,
 //! and an item is up to 64 MiB.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 use mover_model::{Error, Extent, Result, limits};
 
 use crate::lane::Order;
-use crate::plan::{Item, Planner};
+use crate::plan::{Item, Planner, split_span};
 
 /// The extents of one task, in order.
 pub type Extents<'a> = Box<dyn Iterator<Item = Result<Extent>> + Send + 'a>;
@@ -46,7 +46,10 @@ pub struct Queue<'a> {
     feeds: Mutex<Vec<Feed<'a>>>,
     sequential: Mutex<Vec<(usize, Extents<'a>)>>,
     exhausted: AtomicBool,
+    /// Items that are in the queue, in a worker's own, or in the hands of one that may put a part back.
+    open: AtomicUsize,
     stealers: Vec<Stealer<Item>>,
+    block_size: u32,
 }
 
 impl<'a> Queue<'a> {
@@ -67,29 +70,31 @@ impl<'a> Queue<'a> {
             }
         }
         Queue {
+            open: AtomicUsize::new(sequential.len()),
             ready,
             exhausted: AtomicBool::new(feeds.is_empty()),
             feeds: Mutex::new(feeds),
             sequential: Mutex::new(sequential),
             stealers,
+            block_size,
         }
     }
 
     /// The next item for a worker: its own first, then the common queue, then others' own, then the lists.
     pub fn next(&self, own: &Deque<Item>, tasks: &impl Tasks) -> Next {
         if let Some(item) = own.pop() {
-            return Next::Item(item);
+            return Next::Item(self.split(item));
         }
         loop {
             let mut retry = false;
             match self.ready.steal_batch_and_pop(own) {
-                Steal::Success(item) => return Next::Item(item),
+                Steal::Success(item) => return Next::Item(self.split(item)),
                 Steal::Retry => retry = true,
                 Steal::Empty => {}
             }
             for stealer in &self.stealers {
                 match stealer.steal() {
-                    Steal::Success(item) => return Next::Item(item),
+                    Steal::Success(item) => return Next::Item(self.split(item)),
                     Steal::Retry => retry = true,
                     Steal::Empty => {}
                 }
@@ -99,13 +104,31 @@ impl<'a> Queue<'a> {
             }
             // Acquire pairs with the release in `refill`: whoever sees the flag sees all items pushed before it.
             if self.exhausted.load(Ordering::Acquire) {
-                // The last items may have come between the look at the queue and the look at the flag.
-                return if self.ready.is_empty() { Next::Never } else { Next::Later };
+                // An empty queue is not the end: an item may be on its way between two of the places above, and
+                // a part of it come back.
+                return if self.open.load(Ordering::Acquire) == 0 { Next::Never } else { Next::Later };
             }
             if !self.refill(tasks) {
                 return Next::Later;
             }
         }
+    }
+
+    fn push(&self, item: Item) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        self.ready.push(item);
+    }
+
+    /// Keeps what one worker takes at once, and puts the rest back for others.
+    fn split(&self, mut item: Item) -> Item {
+        if let Item::Span { task, extent } = &mut item
+            && let Some(rest) = split_span(extent, self.block_size)
+        {
+            // Before this item is counted off, so that the count is not zero between the two.
+            self.push(Item::Span { task: *task, extent: rest });
+        }
+        self.open.fetch_sub(1, Ordering::Release);
+        item
     }
 
     /// Pulls the next batch of every task's extents; false when another worker is at it.
@@ -120,7 +143,7 @@ impl<'a> Queue<'a> {
                 return true;
             }
         };
-        let mut push = |item| self.ready.push(item);
+        let mut push = |item| self.push(item);
         feeds.retain_mut(|feed| {
             if tasks.failed(feed.task) {
                 return false;

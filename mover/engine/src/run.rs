@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crossbeam_deque::Worker as Deque;
 use mover_model::event::Latency;
-use mover_model::{Error, ErrorKind};
+use mover_model::{Error, ErrorKind, Result};
 
 use crate::control::{Control, Rate};
 use crate::lane::{Access, Sink, Source};
@@ -71,8 +71,8 @@ pub struct Outcome {
 pub struct Report {
     /// One for each task, in order.
     pub outcomes: Vec<Outcome>,
-    /// Whether the run was stopped before its end.
-    pub stopped: bool,
+    /// Whether the run was stopped and left work undone.
+    pub cut_short: bool,
     /// Latency of reads.
     pub read_latency: Option<Latency>,
     /// Latency of writes.
@@ -108,7 +108,8 @@ pub fn run<'a>(
         });
     }
     let queue = Queue::new(lists, settings.block_size, stealers);
-    let shared = Shared { settings, control, rate, tasks: shared_tasks, queue };
+    let cut_short = AtomicBool::new(false);
+    let shared = Shared { settings, control, rate, tasks: shared_tasks, queue, cut_short };
     let mut reads = LatencyHistogram::default();
     let mut writes = LatencyHistogram::default();
     std::thread::scope(|scope| {
@@ -124,24 +125,40 @@ pub fn run<'a>(
                     catch_unwind(AssertUnwindSafe(|| work(shared, own, factories, index))).unwrap_or_else(
                         |panic| {
                             fail_all(shared, panicked(&*panic));
-                            WorkerStats::default()
+                            Ok(WorkerStats::default())
                         },
                     )
                 })
             })
             .collect();
+        // Memory or rings for some workers but not for all: the others do the work, which is said.
+        let mut started = 0;
+        let mut not_started = None;
         for thread in threads {
             match thread.map(|thread| thread.join()) {
-                Ok(Ok(stats)) => {
+                Ok(Ok(Ok(stats))) => {
+                    started += 1;
                     reads.add(&stats.reads);
                     writes.add(&stats.writes);
                 }
+                Ok(Ok(Err(error))) => not_started = Some(error),
                 Ok(Err(panic)) => fail_all(&shared, panicked(&*panic)),
                 Err(error) => {
                     let message = format!("cannot start a worker: {error}");
-                    fail_all(&shared, Error::new(ErrorKind::Internal, message));
+                    not_started = Some(Error::new(ErrorKind::Internal, message));
                 }
             }
+        }
+        match not_started {
+            Some(error) if started == 0 => fail_all(&shared, error),
+            Some(error) => control.degrade(mover_model::event::Degradation {
+                about: "workers".into(),
+                wanted: format!("{} workers", settings.workers),
+                used: format!("{started} of them"),
+                reason: error.to_string(),
+                path: None,
+            }),
+            None => {}
         }
     });
     let outcomes = shared
@@ -154,7 +171,7 @@ pub fn run<'a>(
         .collect();
     Report {
         outcomes,
-        stopped: control.stopped(),
+        cut_short: shared.cut_short.into_inner(),
         read_latency: reads.summary(),
         write_latency: writes.summary(),
     }
@@ -175,7 +192,7 @@ fn work<'a>(
     own: Deque<crate::plan::Item>,
     factories: &[RecorderFactory<'a>],
     index: usize,
-) -> WorkerStats {
+) -> Result<WorkerStats> {
     if !shared.settings.cpus.is_empty() {
         let cpu = shared.settings.cpus[index % shared.settings.cpus.len()];
         if let Err(reason) = sys::pin_to_cpu(cpu) {
@@ -189,22 +206,5 @@ fn work<'a>(
         }
     }
     let recorders = factories.iter().map(|factory| factory()).collect();
-    match Worker::new(shared, own, recorders) {
-        Ok(worker) => worker.run(),
-        Err(error) => {
-            // Memory or rings for the first worker but not for all: it does the work, which is said.
-            if index > 0 {
-                shared.control.degrade(mover_model::event::Degradation {
-                    about: "workers".into(),
-                    wanted: format!("{} workers", shared.settings.workers),
-                    used: "fewer".into(),
-                    reason: error.to_string(),
-                    path: None,
-                });
-            } else {
-                fail_all(shared, error);
-            }
-            WorkerStats::default()
-        }
-    }
+    Ok(Worker::new(shared, own, recorders)?.run())
 }

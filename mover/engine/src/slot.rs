@@ -61,6 +61,14 @@ pub struct Slot {
     pub runs: Vec<Run>,
     /// While salvaging: what could be read.
     pub salvaged: Vec<DataSegment>,
+    /// What the pieces write, counted when all have arrived: data bytes,
+    pub written_bytes: u64,
+    /// write requests,
+    pub writes: u64,
+    /// bytes of zeros found in data,
+    pub zero_found_bytes: u64,
+    /// and zeroing requests.
+    pub zeroes: u64,
     /// Pieces begun on the sink and not yet finished.
     pub outstanding: u16,
     /// Whether a piece failed.
@@ -81,6 +89,10 @@ impl Slot {
             segments: Vec::with_capacity(4),
             runs: Vec::new(),
             salvaged: Vec::new(),
+            written_bytes: 0,
+            writes: 0,
+            zero_found_bytes: 0,
+            zeroes: 0,
             outstanding: 0,
             failed: false,
             begun: Instant::now(),

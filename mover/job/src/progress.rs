@@ -3,6 +3,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use mover_engine::Control;
@@ -10,6 +11,18 @@ use mover_model::event::{Event, Moved, Progress};
 use mover_model::limits;
 
 use crate::Emit;
+
+struct Ends<'t> {
+    ended: &'t AtomicBool,
+    thread: Thread,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
 
 /// Says where a run stands until it is told to end.
 pub struct Ticker<'a> {
@@ -42,9 +55,9 @@ impl<'a> Ticker<'a> {
         (self.emit)(Event::Phase { phase: phase.to_owned() });
     }
 
-    /// Ends [`Ticker::run`].
-    pub fn end(&self) {
-        self.ended.store(true, Ordering::Release);
+    /// Ends [`Ticker::run`] on `thread` when the guard is dropped.
+    pub fn ends_with(&self, thread: Thread) -> impl Drop + use<'_, 'a> {
+        Ends { ended: &self.ended, thread }
     }
 
     /// Passes on downgrades that were not told yet; true when there are any at all.
@@ -57,8 +70,7 @@ impl<'a> Ticker<'a> {
         *told > 0
     }
 
-    /// Reports until the end; `moved` and `total` are asked once a second. Runs on its own thread, which the
-    /// caller unparks at the end.
+    /// Reports until the end; `moved` and `total` are asked once a second. Runs on its own thread.
     pub fn run(&self, moved: impl Fn() -> Moved, total: Option<u64>) {
         let mut last = (Instant::now(), 0);
         let period = Duration::from_millis(limits::PROGRESS_MS);

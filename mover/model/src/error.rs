@@ -261,10 +261,11 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let details = &self.0;
         if let Some(operation) = details.operation {
-            write!(f, "{operation} ")?;
+            write!(f, "{operation}")?;
         }
         if let Some(path) = &details.path {
-            write!(f, "{path}")?;
+            let space = if details.operation.is_some() { " " } else { "" };
+            write!(f, "{space}{path}")?;
         }
         if let Some(offset) = details.offset {
             write!(f, " at offset {offset}")?;

@@ -63,6 +63,8 @@ pub const RETRIES_MAX: u32 = 10_000;
 pub const JOURNAL_CHECKPOINT_BYTES: u64 = 512 << 20;
 /// Longest time between two checkpoints of a journal, in milliseconds.
 pub const JOURNAL_CHECKPOINT_MS: u64 = 1_000;
+/// Finished segments on their way to the journal's keeper; workers wait when a flush takes longer than that.
+pub const JOURNAL_QUEUE: usize = 32 << 10;
 /// Extents read back from source and target before a journal is trusted: a second of work, whatever the size.
 pub const RESUME_SAMPLE_EXTENTS: usize = 512;
 
@@ -81,8 +83,8 @@ pub const EXTENTS_MAX: usize = 64 << 20;
 pub const MEMORY_LIMIT_MIN: u64 = 8 << 20;
 /// Memory of the process that is not buffers, at most: what `--memory-limit` leaves out of them.
 pub const MEMORY_OVERHEAD: u64 = 16 << 20;
-/// Memory of the process that is not buffers, at least: 5.5 MiB of code, stacks and rings were measured.
-pub const MEMORY_OVERHEAD_MIN: u64 = 6 << 20;
+/// Memory of the process that is not buffers, at least: 6.1 MiB of code, stacks and rings were measured.
+pub const MEMORY_OVERHEAD_MIN: u64 = 7 << 20;
 /// Bytes of one request between two ends in memory: it stays in a CPU's cache between read and write.
 pub const MEMORY_BLOCK_SIZE: u32 = 256 << 10;
 /// Most workers of the synchronous backend: each has one operation in flight and a thread of its own.

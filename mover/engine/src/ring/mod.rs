@@ -104,7 +104,7 @@ impl Ring {
     pub fn new(settings: &Settings, control: &Control) -> Result<Self> {
         match settings.backend {
             Backend::Uring => Ok(Ring::Uring(Box::new(uring::UringPair::new(settings, control)?))),
-            Backend::Sync => Ok(Ring::Sync(sync::SyncRing::default())),
+            Backend::Sync => Ok(Ring::Sync(sync::SyncRing::new(control.stop_flag()))),
         }
     }
 
@@ -143,6 +143,18 @@ impl Ring {
                 ring.push(submission);
                 Ok(())
             }
+        }
+    }
+
+    /// Asks for an operation in flight to end early; `own` is the token of the request itself.
+    ///
+    /// # Errors
+    /// As for [`Ring::push`].
+    pub fn cancel(&mut self, target: Token, own: Token) -> Result<()> {
+        match self {
+            Ring::Uring(ring) => ring.cancel(target, own),
+            // Nothing of it is ever in flight; a pipe is left by the stop flag.
+            Ring::Sync(_) => Ok(()),
         }
     }
 

@@ -1,17 +1,43 @@
 //! The synchronous backend: an operation is performed when it is pushed, and its completion waits in a queue.
 
 use std::collections::VecDeque;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mover_model::limits;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use super::{AT_POSITION, Completed, FileEntry, FileId, Submission, Verb};
 
 /// System calls with the contract of a ring.
-#[derive(Default)]
 pub struct SyncRing {
     files: Vec<FileEntry>,
     completed: VecDeque<Completed>,
+    stop: Arc<AtomicBool>,
 }
 
 impl SyncRing {
+    pub(super) fn new(stop: Arc<AtomicBool>) -> Self {
+        SyncRing { files: Vec::new(), completed: VecDeque::new(), stop }
+    }
+
+    /// Waits until a pipe can be read or written; false when the run is stopped before.
+    fn ready(&self, fd: RawFd, verb: Verb) -> bool {
+        // SAFETY: the endpoint keeps the descriptor open as long as the ring lives.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let events = if verb == Verb::Read { PollFlags::POLLIN } else { PollFlags::POLLOUT };
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return false;
+            }
+            match poll(&mut [PollFd::new(fd, events)], limits::WAIT_MS as u16) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => {}
+                _ => return true,
+            }
+        }
+    }
+
     pub(super) fn add_file(&mut self, entry: FileEntry) -> FileId {
         self.files.push(entry);
         FileId(self.files.len() as u32 - 1)
@@ -20,6 +46,10 @@ impl SyncRing {
     pub(super) fn push(&mut self, s: Submission) {
         let fd = self.files[s.file.0 as usize].fd;
         let length = s.length as usize;
+        if s.offset == AT_POSITION && !self.ready(fd, s.verb) {
+            self.completed.push_back(Completed { token: s.token, result: -libc::ECANCELED });
+            return;
+        }
         // SAFETY: the address range lies in the worker's arena and belongs to this operation until it
         // completes, which is when the call returns; the descriptor outlives the ring.
         let result = unsafe {

@@ -105,12 +105,15 @@ impl Content {
     }
 }
 
-/// What a worker has in flight on both of its lanes.
+/// The most that a worker had in flight on both of its lanes.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Flight {
     pub requests: usize,
     pub bytes: u64,
 }
+
+/// A buffer in flight: the slot, where it lies and how long it is.
+type Buffer = (u16, usize, u64);
 
 type Hook = Box<dyn Fn(&Op) + Send + Sync>;
 
@@ -122,7 +125,9 @@ pub struct State {
     pub wrong: Mutex<Vec<u64>>,
     /// What was written, where a test wants to look at it: set it to an empty one before the run.
     pub stored: Mutex<Option<Vec<u8>>>,
-    flight: Mutex<HashMap<ThreadId, Flight>>,
+    flight: Mutex<HashMap<ThreadId, Vec<Buffer>>>,
+    /// Buffers that were in flight twice.
+    pub shared: Mutex<Vec<Op>>,
     peak: Mutex<Flight>,
     hook: Option<Hook>,
     lanes: AtomicUsize,
@@ -136,23 +141,31 @@ impl State {
         if matches!(op.0, Verbs::Read | Verbs::Write) {
             let mut flight = self.flight.lock().unwrap();
             let flight = flight.entry(thread).or_default();
-            flight.requests += 1;
-            flight.bytes += op.2;
+            let (slot, from) = (operation.slot, operation.address as usize);
+            let to = from + op.2 as usize;
+            if flight
+                .iter()
+                .any(|&(other, at, length)| other != slot && at < to && from < at + length as usize)
+            {
+                self.shared.lock().unwrap().push(op);
+            }
+            flight.push((slot, from, op.2));
             let mut peak = self.peak.lock().unwrap();
-            peak.requests = peak.requests.max(flight.requests);
-            peak.bytes = peak.bytes.max(flight.bytes);
+            peak.requests = peak.requests.max(flight.len());
+            peak.bytes = peak.bytes.max(flight.iter().map(|buffer| buffer.2).sum());
         }
         if let Some(hook) = &self.hook {
             hook(&op);
         }
     }
 
-    fn end(&self, op: Op) {
+    fn end(&self, operation: &LaneOperation, op: Op) {
         if matches!(op.0, Verbs::Read | Verbs::Write) {
             let mut flight = self.flight.lock().unwrap();
             let flight = flight.entry(std::thread::current().id()).or_default();
-            flight.requests -= 1;
-            flight.bytes -= op.2;
+            let buffer = (operation.slot, operation.address as usize, op.2);
+            let index = flight.iter().position(|&other| other == buffer).expect("it was begun");
+            flight.swap_remove(index);
         }
     }
 
@@ -309,7 +322,7 @@ impl RecordingLane {
 
     /// Does the operation and ends it.
     fn perform(&mut self, operation: &LaneOperation, op: Op, io: &mut Io<'_>) {
-        self.state.end(op);
+        self.state.end(operation, op);
         let (verb, start, length) = op;
         let range = start..start + length;
         let touches = |other: &Range<u64>| range.start < other.end && other.start < range.end;
@@ -417,6 +430,7 @@ impl Rig {
             content,
             calls: Mutex::default(),
             wrong: Mutex::default(),
+            shared: Mutex::default(),
             stored: Mutex::default(),
             flight: Mutex::default(),
             peak: Mutex::default(),
@@ -481,6 +495,7 @@ impl Ended {
     pub fn good(self) -> Ended {
         assert!(self.outcome.error().is_none(), "{:?}", self.outcome.error());
         assert_eq!(*self.state.wrong.lock().unwrap(), [0_u64; 0], "writes of wrong bytes");
+        assert_eq!(*self.state.shared.lock().unwrap(), [], "one buffer, two requests");
         self
     }
 }

@@ -115,8 +115,7 @@ impl Target {
         let size = (size / u64::from(block_size)).max(1) * u64::from(block_size);
         refuse_full(&file, size)?;
         let options = TargetOptions { size: Some(size), ..TargetOptions::default() };
-        let target =
-            open_target(&Locator::Path(file.clone()), options, OpenOptions { direct }, None, control)?;
+        let target = open_target(&Locator::Path(file.clone()), options, OpenOptions { direct }, control)?;
         unlink_made(&file, &target)?;
         let Some(handle) = &target.file else {
             return Err(Error::new(ErrorKind::Internal, "a new file is no file").at(label));

@@ -1,21 +1,19 @@
 //! The course of a copy: open everything, decide, say the plan, move, flush, prove.
 
-use std::collections::VecDeque;
-use std::io::Write;
-use std::path::Path;
 use std::sync::Mutex;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use mover_endpoints::{Medium, device_of_path};
-use mover_engine::queue::Extents;
 use mover_engine::stats::Counters;
 use mover_engine::{
     Access, Control, Rate, ReadErrors, Report, Settings, Task, TaskOptions, run as run_engine,
 };
-use mover_model::event::{DigestLine, Event, Moved, PairResult, Plan, RunResult, Status};
-use mover_model::extent::Subtract;
-use mover_model::{Error, ErrorKind, Extent, Locator, Operation, Result, limits};
+use mover_model::event::{Event, Moved, PairResult, Plan, RunResult, Status};
+use mover_model::{Error, ErrorKind, Locator, Operation, Result, limits};
 
+use super::digests::DigestFile;
+use super::extents::{Pass, PassExtents};
 use super::journal;
 use super::ledger::Ledger;
 use super::offload::offload;
@@ -38,6 +36,8 @@ pub(super) struct Run<'a> {
     /// Digests of what arrived, when someone will ask for them.
     pub spool: Option<Spool>,
     pub bad: BadExtents,
+    /// Whether a stop left work undone.
+    pub cut_short: AtomicBool,
     /// Latencies of the main pass.
     pub report: Mutex<Option<Report>>,
 }
@@ -51,6 +51,13 @@ pub(super) fn execute(
 ) -> Result<()> {
     open::check(options)?;
     let found = journal::find(options)?;
+    if let Some(found) = &found {
+        journal::check_names(options, found)?;
+    }
+    let digests = match &options.digest_out {
+        Some(path) if !options.dry_run => Some(DigestFile::create(path, options.force)?),
+        _ => None,
+    };
     if options.resume && found.is_none() {
         emit(Event::Warning {
             message: "there is no journal to resume from: the copy begins at the start".into(),
@@ -87,6 +94,7 @@ pub(super) fn execute(
         ticker: &ticker,
         spool: wants_digests.then(Spool::default),
         bad: BadExtents::default(),
+        cut_short: AtomicBool::new(false),
         report: Mutex::default(),
     };
     let begins = found.is_none();
@@ -94,7 +102,7 @@ pub(super) fn execute(
         None => None,
         Some(path) => {
             let begun = journal::header(options, &pairs, run.settings.block_size).and_then(|header| {
-                journal::begin(path, &header, found, &mut pairs, run.spool.as_ref(), emit)
+                journal::begin(path, &header, options.force, found, &mut pairs, run.spool.as_ref(), emit)
             });
             match begun {
                 Ok(ledger) => Some(ledger),
@@ -118,10 +126,10 @@ pub(super) fn execute(
     let ended = std::thread::scope(|scope| {
         let pairs = &pairs;
         let ticking = scope.spawn(|| ticker.run(|| sum(pairs), total));
-        let ended = move_and_prove(&run, pairs, ledger, &flushed);
-        ticker.end();
-        ticking.thread().unpark();
-        ended
+        // Also when what follows panics: the scope waits for the ticker.
+        let _ends = ticker.ends_with(ticking.thread().clone());
+
+        move_and_prove(&run, pairs, ledger, digests, &flushed)
     });
     fill(result, &run, &pairs, &flushed);
     if options.strict && !control.degraded(0).is_empty() {
@@ -134,6 +142,7 @@ fn move_and_prove(
     run: &Run<'_>,
     pairs: &[OpenPair<'_>],
     mut ledger: Option<Ledger>,
+    digests: Option<DigestFile>,
     flushed: &[Mutex<(bool, bool)>],
 ) -> Result<()> {
     run.ticker.phase("copy");
@@ -144,7 +153,7 @@ fn move_and_prove(
             Ok(())
         }
         Some(ledger) => std::thread::scope(|scope| {
-            let (sender, receiver) = channel();
+            let (sender, receiver) = sync_channel(limits::JOURNAL_QUEUE);
             let keeper = scope.spawn(move || journal::keep(ledger, &receiver, pairs, run.control));
             passes(run, pairs, Some(sender));
             keeper
@@ -165,7 +174,10 @@ fn move_and_prove(
         pairs.iter().for_each(|pair| pair.fail(error.clone()));
         return Err(error);
     }
-    if run.control.stopped() {
+    for pair in pairs.iter().filter(|pair| !pair.failed()) {
+        check_source_unchanged(run, pair);
+    }
+    if run.cut_short.load(Ordering::Acquire) {
         let kind = if ledger.is_some() { ErrorKind::Interrupted } else { ErrorKind::Stopped };
         for pair in pairs.iter().filter(|pair| !pair.failed()) {
             let error = Error::new(kind, "stopped before everything had moved: the target is not complete")
@@ -190,8 +202,8 @@ fn move_and_prove(
     if let (Some(ledger), false) = (&mut ledger, failed || !bad(run).is_empty()) {
         ledger.complete()?;
     }
-    match (&run.options.digest_out, &run.spool) {
-        (Some(path), Some(spool)) if !failed => write_digests(path, spool, run.settings.block_size),
+    match (digests, &run.spool) {
+        (Some(digests), Some(spool)) if !failed => digests.write(spool, run.settings.block_size),
         _ => Ok(()),
     }
 }
@@ -200,30 +212,21 @@ fn move_and_prove(
 ///
 /// The order matters: a dirty page of a rim, written back while a direct write to its other half is in
 /// flight, would carry old bytes over the new ones. After the first pass nothing is in flight.
-fn passes(run: &Run<'_>, pairs: &[OpenPair<'_>], journal: Option<Sender<Record>>) {
+fn passes(run: &Run<'_>, pairs: &[OpenPair<'_>], journal: Option<SyncSender<Record>>) {
     let report = pass(run, pairs, Pass::Main, journal.clone());
     *run.report.lock().unwrap_or_else(|p| p.into_inner()) = Some(report);
-    let rims = pairs.iter().any(|pair| !rims_of(pair).is_empty());
-    if rims && !run.control.stopped() {
+    if pairs.iter().any(|pair| pair.has_rims.load(Ordering::Acquire))
+        && !run.cut_short.load(Ordering::Acquire)
+    {
         pass(run, pairs, Pass::Rims, journal);
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
-    Main,
-    Rims,
-}
-
-fn rims_of(pair: &OpenPair<'_>) -> Vec<Extent> {
-    pair.rims.lock().unwrap_or_else(|p| p.into_inner()).clone()
 }
 
 fn pass<'r>(
     run: &'r Run<'_>,
     pairs: &'r [OpenPair<'_>],
     pass: Pass,
-    journal: Option<Sender<Record>>,
+    journal: Option<SyncSender<Record>>,
 ) -> Report {
     let mut tasks = Vec::new();
     let mut indices = Vec::new();
@@ -232,15 +235,12 @@ fn pass<'r>(
         if pair.failed() || offloaded {
             continue;
         }
-        let extents: Extents<'_> = match pass {
-            Pass::Main => match MainExtents::new(pair) {
-                Ok(extents) => Box::new(extents),
-                Err(error) => {
-                    pair.fail(error);
-                    continue;
-                }
-            },
-            Pass::Rims => Box::new(rims_of(pair).into_iter().map(Ok)),
+        let extents = match PassExtents::new(pair, pass) {
+            Ok(extents) => Box::new(extents),
+            Err(error) => {
+                pair.fail(error);
+                continue;
+            }
         };
         let journal = journal.clone();
         let recorder = move || -> Box<dyn mover_engine::Recorder + 'r> {
@@ -267,6 +267,9 @@ fn pass<'r>(
         return Report::default();
     }
     let report = run_engine(&run.settings, tasks, run.control, run.rate.as_ref());
+    if report.cut_short {
+        run.cut_short.store(true, Ordering::Release);
+    }
     for (outcome, index) in report.outcomes.iter().zip(indices) {
         if let Some(error) = &outcome.error {
             pairs[index].fail(error.clone());
@@ -300,60 +303,6 @@ fn task_options(run: &Run<'_>, pair: &OpenPair<'_>, pass: Pass) -> TaskOptions {
         digest: run.spool.is_some() || run.options.journal.is_some(),
         join_gap: if pair.list.is_some() || pair.sequential() { 0 } else { limits::JOIN_GAP_BYTES },
         read_errors: if run.options.record_read_errors { ReadErrors::Record } else { ReadErrors::Fail },
-    }
-}
-
-/// The extents of the main pass: what the list or the source says, without what an earlier run moved, cut at
-/// the alignment of both ends. The unaligned rims are kept for the second pass.
-struct MainExtents<'a> {
-    from: Extents<'a>,
-    subtract: Subtract<'a>,
-    granule: u64,
-    rims: &'a Mutex<Vec<Extent>>,
-    ready: VecDeque<Extent>,
-}
-
-impl<'a> MainExtents<'a> {
-    fn new(pair: &'a OpenPair<'_>) -> Result<Self> {
-        let from: Extents<'a> = match &pair.list {
-            Some(list) => Box::new(list.iter().map(Ok)),
-            None => pair.source.source.extents()?,
-        };
-        // A stream has no rims: its last block is padded by the worker.
-        let granule = if pair.size.is_some() { pair.granule() } else { 1 };
-        Ok(MainExtents {
-            from,
-            subtract: Subtract::new(&pair.done),
-            granule,
-            rims: &pair.rims,
-            ready: VecDeque::new(),
-        })
-    }
-}
-
-impl Iterator for MainExtents<'_> {
-    type Item = Result<Extent>;
-
-    fn next(&mut self) -> Option<Result<Extent>> {
-        loop {
-            if let Some(ready) = self.ready.pop_front() {
-                return Some(Ok(ready));
-            }
-            let extent = match self.from.next()? {
-                Ok(extent) => extent,
-                Err(error) => return Some(Err(error)),
-            };
-            let (granule, rims, ready) = (self.granule, self.rims, &mut self.ready);
-            self.subtract.apply(extent, |part| {
-                let cut = part.split_aligned(granule);
-                ready.extend(cut.middle);
-                if cut.head.is_some() || cut.tail.is_some() {
-                    rims.lock()
-                        .unwrap_or_else(|p| p.into_inner())
-                        .extend(cut.head.into_iter().chain(cut.tail));
-                }
-            });
-        }
     }
 }
 
@@ -393,6 +342,25 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
             }),
             Err(error) => pair.fail(error),
         }
+    }
+}
+
+/// A source that shrank while it was read gave zeros for what it lost; one that was written to gave a mix of
+/// moments, which nobody but its owner can judge.
+fn check_source_unchanged(run: &Run<'_>, pair: &OpenPair<'_>) {
+    let (Some(source), Some(then)) = (&pair.source.file, &pair.source.identity) else { return };
+    let label = pair.pair.source.to_string();
+    let now = match source.identity_now() {
+        Ok(now) => now,
+        Err(error) => return pair.fail(Error::io(Operation::Stat, label, &error)),
+    };
+    if now.size < then.size {
+        let error = Error::new(ErrorKind::SourceShrank, "the source shrank while it was read");
+        pair.fail(error.at(label).offset(now.size));
+    } else if now.mtime_ns != then.mtime_ns || now.size != then.size {
+        (run.emit)(Event::Warning {
+            message: format!("{label} was written to while it was read: the copy may mix moments"),
+        });
     }
 }
 
@@ -445,6 +413,10 @@ fn decide(
     }
     let resolved = resolve(&engine, &found, control)?;
     let settings = resolved.settings;
+    if resumed_block_size.is_some_and(|block_size| block_size != settings.block_size) {
+        return Err(Error::usage("the journal was begun with larger blocks than --iopoll allows here")
+            .hint("resume without --iopoll"));
+    }
     for choice in resolved.choices {
         emit(choice);
     }
@@ -501,7 +473,9 @@ fn plan(index: usize, pair: &OpenPair<'_>, options: &CopyOptions, settings: &Set
 }
 
 fn total_bytes(pairs: &[OpenPair<'_>]) -> Option<u64> {
-    pairs.iter().map(|pair| pair.list.as_ref().map(|list| list.bytes()).or(pair.size)).sum()
+    pairs.iter().try_fold(0u64, |total, pair| {
+        Some(total.saturating_add(pair.list.as_ref().map(|list| list.bytes()).or(pair.size)?))
+    })
 }
 
 fn sum(pairs: &[OpenPair<'_>]) -> Moved {
@@ -523,7 +497,7 @@ fn sum(pairs: &[OpenPair<'_>]) -> Moved {
     total
 }
 
-fn bad(run: &Run<'_>) -> Vec<mover_model::event::BadExtent> {
+pub(super) fn bad(run: &Run<'_>) -> Vec<mover_model::event::BadExtent> {
     join_bad(run.bad.lock().unwrap_or_else(|p| p.into_inner()).clone())
 }
 
@@ -568,63 +542,6 @@ fn fill(result: &mut RunResult, run: &Run<'_>, pairs: &[OpenPair<'_>], flushed: 
         result.read_latency = report.read_latency;
         result.write_latency = report.write_latency;
     }
-}
-
-/// Writes `--digest-out`, whole or not at all: JSON lines in the order of the disk. Format: docs/formats/digests.md.
-fn write_digests(path: &Path, spool: &Spool, block_size: u32) -> Result<()> {
-    let label = path.display().to_string();
-    let io = |error: std::io::Error| Error::io(Operation::Write, &label, &error);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::NamedTempFile::new_in(folder).map_err(|e| Error::io(Operation::Open, &label, &e))?;
-    let mut out = std::io::BufWriter::new(file);
-    writeln!(
-        out,
-        r#"{{"format":"mover-digests","version":1,"algorithm":"xxh3-128","block_size":{block_size}}}"#
-    )
-    .map_err(io)?;
-    let mut line = |record: &Record| {
-        let line = DigestLine {
-            pair: record.pair as usize,
-            start: record.start,
-            length: record.length,
-            xxh3_128: record.digest(),
-            zero: record.zero,
-        };
-        serde_json::to_writer(&mut out, &line)
-            .map_err(std::io::Error::from)
-            .and_then(|()| out.write_all(b"\n"))
-    };
-    // Zeros are joined, so that the file does not tell how they were found.
-    let mut zeros: Option<Record> = None;
-    for record in spool.sorted()? {
-        let record = record?;
-        match &mut zeros {
-            Some(open)
-                if record.zero && open.pair == record.pair && open.start + open.length == record.start =>
-            {
-                open.length += record.length;
-                continue;
-            }
-            Some(_) => {
-                if let Some(zeros) = zeros.take() {
-                    line(&zeros).map_err(io)?;
-                }
-            }
-            None => {}
-        }
-        if record.zero {
-            zeros = Some(record);
-        } else {
-            line(&record).map_err(io)?;
-        }
-    }
-    if let Some(zeros) = zeros {
-        line(&zeros).map_err(io)?;
-    }
-    let file = out.into_inner().map_err(|error| io(error.into_error()))?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
 }
 
 /// Counts bytes that were read back and agreed.

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use mover_endpoints::Identity;
 use mover_engine::arena::Arena;
 use mover_engine::settings::HugePages;
 use mover_engine::{Control, transform};
 use mover_model::event::Event;
 use mover_model::units::format_size;
-use mover_model::{Digest, Error, ErrorKind, Result, limits};
+use mover_model::{Error, ErrorKind, Locator, Result, limits};
 
 use super::CopyOptions;
 use super::ledger::{self, Existing, FileFacts, Header, Ledger, Opened, PairHeader};
@@ -29,6 +30,22 @@ pub(super) fn find(options: &CopyOptions) -> Result<Option<Box<Opened>>> {
                 .hint("--resume goes on with it; --force begins anew"))
         }
     }
+}
+
+/// Refuses to go on with other files or devices than those of the journal, before any of them is opened for
+/// writing: what the journal names may be overwritten without `--force`, and nothing else.
+pub(super) fn check_names(options: &CopyOptions, found: &Opened) -> Result<()> {
+    let mut pairs = Vec::new();
+    for pair in &options.pairs {
+        let (Locator::Path(source), Locator::Path(target)) = (&pair.source, &pair.target) else {
+            return Ok(());
+        };
+        pairs.push(PairHeader {
+            source: FileFacts::source(pair.source.to_string(), &Identity::of_path(source)?),
+            target: FileFacts::target(pair.target.to_string(), &Identity::of_path(target)?),
+        });
+    }
+    found.check(&Header { pairs, ..found.header.clone() })
 }
 
 /// What this run is, as a journal tells it.
@@ -55,12 +72,15 @@ pub(super) fn header(options: &CopyOptions, pairs: &[OpenPair<'_>], block_size: 
 pub(super) fn begin(
     path: &Path,
     header: &Header,
+    force: bool,
     found: Option<Box<Opened>>,
     pairs: &mut [OpenPair<'_>],
     spool: Option<&Spool>,
     emit: Emit<'_>,
 ) -> Result<Ledger> {
-    let Some(found) = found else { return ledger::create(path, header) };
+    // An empty file is taken for a name that was set aside, a journal only under --force.
+    let replace = force || path.metadata().is_ok_and(|meta| meta.len() == 0);
+    let Some(found) = found else { return ledger::create(path, header, replace) };
     found.check(header)?;
     let mut batch = Vec::new();
     let (ledger, done) = found.read(limits::RESUME_SAMPLE_EXTENTS, |record| {
@@ -98,9 +118,15 @@ fn check_sample(sample: &[Record], pairs: &[OpenPair<'_>]) -> Result<()> {
     use std::os::unix::fs::FileExt;
     let mut buffer = Vec::new();
     let mut check = |record: &Record, label: &str, file: &std::fs::File, what: &str| {
-        buffer.resize(record.length.min(u64::from(limits::BLOCK_SIZE_MAX)) as usize, 0);
+        // Of a long range of zeros its begin has to do.
+        let most = if record.zero { limits::BLOCK_SIZE_DEFAULT } else { limits::BLOCK_SIZE_MAX };
+        buffer.resize(record.length.min(u64::from(most)) as usize, 0);
         let read = file.read_exact_at(&mut buffer, record.start);
-        if read.is_ok() && transform::digest(&buffer) == Digest(record.digest) {
+        let agrees = match record.digest() {
+            Some(digest) => transform::digest(&buffer) == digest,
+            None => transform::is_zero(&buffer),
+        };
+        if read.is_ok() && agrees {
             return Ok(());
         }
         Err(Error::new(
@@ -143,8 +169,13 @@ pub(super) fn keep(
             .recv_timeout(period.saturating_sub(last.elapsed()).max(Duration::from_millis(1)))
         {
             Ok(record) => {
-                bytes += record.length;
-                batch.push(record);
+                bytes += if record.zero { 0 } else { record.length };
+                add(&mut batch, record);
+                // What has come meanwhile is covered by the same flush.
+                while let Ok(record) = finished.try_recv() {
+                    bytes += if record.zero { 0 } else { record.length };
+                    add(&mut batch, record);
+                }
                 true
             }
             Err(RecvTimeoutError::Timeout) => true,
@@ -165,6 +196,21 @@ pub(super) fn keep(
         if !open {
             return Ok(());
         }
+    }
+}
+
+/// Ranges of zeros that touch are one record.
+fn add(batch: &mut Vec<Record>, record: Record) {
+    match batch.last_mut() {
+        Some(last)
+            if last.zero
+                && record.zero
+                && last.pair == record.pair
+                && last.start + last.length == record.start =>
+        {
+            last.length += record.length;
+        }
+        _ => batch.push(record),
     }
 }
 

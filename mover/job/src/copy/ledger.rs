@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mover_endpoints::Identity;
@@ -63,30 +63,37 @@ pub struct FileFacts {
     pub inode: u64,
     /// Last change of a source file in nanoseconds since 1970; 0 for devices and targets.
     pub mtime_ns: i64,
+    /// A name of a block device that survives a restart.
+    pub block_device: Option<String>,
 }
 
 impl FileFacts {
     /// Of a source.
     pub fn source(path: String, identity: &Identity) -> Self {
-        let regular = identity.rdev == 0;
         FileFacts {
-            path,
             size: identity.size,
-            inode: if regular { identity.inode } else { 0 },
             mtime_ns: identity.mtime_ns as i64,
+            ..FileFacts::target(path, identity)
         }
     }
 
     /// Of a target: its content and times change by what the run itself does.
     pub fn target(path: String, identity: &Identity) -> Self {
-        let regular = identity.rdev == 0;
-        let size = if regular { 0 } else { identity.size };
-        FileFacts { path, size, inode: if regular { identity.inode } else { 0 }, mtime_ns: 0 }
+        let regular = identity.block_device.is_none();
+        FileFacts {
+            path,
+            size: if regular { 0 } else { identity.size },
+            inode: if regular { identity.inode } else { 0 },
+            mtime_ns: 0,
+            block_device: identity.block_device.clone(),
+        }
     }
 
     fn differs(&self, now: &FileFacts) -> Option<&'static str> {
         if self.size != now.size {
             Some("its size is another")
+        } else if self.block_device != now.block_device {
+            Some("it is another device")
         } else if self.inode != now.inode {
             Some("it is another file (inode)")
         } else if self.mtime_ns != now.mtime_ns {
@@ -111,7 +118,7 @@ pub struct Ledger {
 pub struct Done {
     /// What each pair has at its target.
     pub extents: Vec<ExtentList>,
-    /// A random sample of segments that were read, to check both ends by.
+    /// A random sample of segments, to check both ends by.
     pub sample: Vec<Record>,
     /// Whether the earlier run came to its end.
     pub complete: bool,
@@ -138,6 +145,13 @@ pub struct Opened {
 /// `Busy` when another run uses it, `Refused` when it is something else.
 pub fn look(path: &Path) -> Result<Existing> {
     let label = path.display().to_string();
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() => {
+            return Err(Error::refused(label, "is no regular file, so no journal")
+                .hint("name another --journal file"));
+        }
+        _ => {}
+    }
     let mut file = match OpenOptions::new().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Existing::Nothing),
@@ -184,11 +198,12 @@ pub fn look(path: &Path) -> Result<Existing> {
     Ok(Existing::Ledger(Box::new(Opened { header, ledger })))
 }
 
-/// Begins a journal: the header is durable under the file's name, or nothing is there.
+/// Begins a journal: the header is durable under the file's name, or nothing is there. Only with `replace` may
+/// a file of that name be there already.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn create(path: &Path, header: &Header) -> Result<Ledger> {
+pub fn create(path: &Path, header: &Header, replace: bool) -> Result<Ledger> {
     let label = path.display().to_string();
     let io = |error: std::io::Error| Error::io(Operation::Write, &label, &error);
     let text =
@@ -203,16 +218,23 @@ pub fn create(path: &Path, header: &Header) -> Result<Ledger> {
     bytes.resize(length - 8, 0);
     let seed = xxh3_64_with_seed(&bytes, 0);
     bytes.extend_from_slice(&seed.to_le_bytes());
-    // Written beside and renamed, so that a journal is there whole or not at all.
+    // Written beside and renamed, so that a journal is there whole or not at all. The lock is taken before it
+    // has its name, so that no other run can find it without.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = folder.join(format!(".mover-journal-{}", std::process::id()));
-    let mut open = OpenOptions::new();
-    let file = open.read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary);
-    let file = file.map_err(|error| Error::io(Operation::Open, &label, &error))?;
-    lock(&file, &label)?;
-    file.write_all_at(&bytes, 0).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)?;
+    let temporary = tempfile::Builder::new().prefix(".mover-journal-").tempfile_in(folder);
+    let temporary = temporary.map_err(|error| Error::io(Operation::Open, &label, &error))?;
+    lock(temporary.as_file(), &label)?;
+    temporary.as_file().write_all_at(&bytes, 0).map_err(io)?;
+    temporary.as_file().sync_all().map_err(io)?;
+    let file = if replace { temporary.persist(path) } else { temporary.persist_noclobber(path) };
+    let file = file.map_err(|error| match error.error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            Error::new(ErrorKind::Busy, "another run has just made this journal")
+                .during(Operation::Lock)
+                .at(&label)
+        }
+        _ => io(error.error),
+    })?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
     Ok(Ledger { file, path: path.to_owned(), seed, end: length as u64, records: 0 })
 }
@@ -282,10 +304,8 @@ impl Opened {
                 let Some(covered) = covered.get_mut(record.pair as usize) else { break 'file };
                 cover(covered, record.start, record.start + record.length);
                 each(record);
-                if !record.zero {
-                    keep_sample(&mut done.sample, record, seen, sample, &random);
-                    seen += 1;
-                }
+                keep_sample(&mut done.sample, record, seen, sample, &random);
+                seen += 1;
             }
             if filled < buffer.len() {
                 break;
@@ -439,7 +459,8 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        let facts = |path: &str| FileFacts { path: path.into(), size: 10, inode: 1, mtime_ns: 5 };
+        let facts =
+            |path: &str| FileFacts { path: path.into(), size: 10, inode: 1, mtime_ns: 5, block_device: None };
         Header {
             pairs: vec![PairHeader { source: facts("a"), target: facts("b") }],
             block_size: 1 << 20,
@@ -465,7 +486,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         assert!(matches!(look(&path).unwrap(), Existing::Nothing));
-        let mut ledger = create(&path, &header()).unwrap();
+        let mut ledger = create(&path, &header(), true).unwrap();
         ledger.append(&[record(0), record(10)]).unwrap();
         ledger.append(&[record(100)]).unwrap();
         ledger.complete().unwrap();
@@ -502,7 +523,7 @@ mod tests {
     fn appending_goes_on_behind_a_torn_record() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        create(&path, &header()).unwrap().append(&[record(0), record(10)]).unwrap();
+        create(&path, &header(), true).unwrap().append(&[record(0), record(10)]).unwrap();
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         let Existing::Ledger(opened) = look(&path).unwrap() else { panic!("no ledger") };
@@ -518,7 +539,7 @@ mod tests {
     fn two_runs_cannot_use_one_journal() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        let _held = create(&path, &header()).unwrap();
+        let _held = create(&path, &header(), true).unwrap();
         assert_eq!(look(&path).err().map(|error| error.exit_code()), Some(9));
     }
 
@@ -526,7 +547,7 @@ mod tests {
     fn another_source_or_target_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        drop(create(&path, &header()).unwrap());
+        drop(create(&path, &header(), true).unwrap());
         let Existing::Ledger(opened) = look(&path).unwrap() else { panic!("no ledger") };
         let mut other = header();
         other.pairs[0].source.mtime_ns = 6;

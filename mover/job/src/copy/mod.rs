@@ -1,6 +1,8 @@
 //! `mover copy`.
 
+mod digests;
 mod execute;
+mod extents;
 mod journal;
 mod ledger;
 mod offload;

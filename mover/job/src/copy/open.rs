@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use mover_endpoints::{
-    Identity, OpenOptions, OpenSource, OpenTarget, TargetOptions, open_source, open_target,
-    refuse_shared_targets,
+    Identity, OpenOptions, OpenSource, OpenTarget, TargetOptions, open_source, open_target, refuse_shared,
 };
 use mover_engine::stats::Counters;
 use mover_engine::{Access, Control, Order};
 use mover_model::event::{Event, Moved};
 use mover_model::extents_file::{self, Dialect};
-use mover_model::{Error, Extent, ExtentKind, ExtentList, Locator, Operation, Result};
+use mover_model::{Error, ExtentKind, ExtentList, Locator, Operation, Result};
 
 use super::{CopyOptions, Pair, Sparse};
 use crate::Emit;
@@ -27,8 +27,8 @@ pub(super) struct OpenPair<'a> {
     pub list: Option<ExtentList>,
     /// What an earlier run moved.
     pub done: ExtentList,
-    /// Unaligned ends of extents, moved after everything else through the page cache.
-    pub rims: Mutex<Vec<Extent>>,
+    /// Whether extents have unaligned ends: those are moved after everything else, through the page cache.
+    pub has_rims: AtomicBool,
     pub counters: Counters,
     /// What is not counted by the engine.
     pub extra: Mutex<Moved>,
@@ -133,6 +133,9 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
             return Err(Error::usage("--journal needs files or devices at both ends"));
         }
     }
+    if let Some(path) = &options.digest_out {
+        check_digest_place(path)?;
+    }
     let asks_for_bytes = [
         (options.verify, "--verify"),
         (options.digest_out.is_some(), "--digest-out"),
@@ -149,6 +152,18 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Whether a file of digests can be put there: hours later would be late to learn that it cannot.
+fn check_digest_place(path: &Path) -> Result<()> {
+    use nix::unistd::{AccessFlags, access};
+    let label = path.display().to_string();
+    if path.is_dir() || path.file_name().is_none() {
+        return Err(Error::usage("is no name of a file: --digest-out writes one").at(label));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|errno| Error::os(Operation::Open, label, errno as i32))
 }
 
 /// Whether a pair's bytes may be left to the kernel.
@@ -170,16 +185,8 @@ pub(super) fn open_all<'a>(
     control: &Control,
     emit: Emit<'_>,
 ) -> Result<Vec<OpenPair<'a>>> {
-    let paths: Vec<_> = options
-        .pairs
-        .iter()
-        .filter_map(|pair| match (&pair.source, &pair.target) {
-            (Locator::Path(source), Locator::Path(target)) => Some((source.clone(), target.clone())),
-            (_, Locator::Path(target)) => Some((std::path::PathBuf::new(), target.clone())),
-            _ => None,
-        })
-        .collect();
-    refuse_shared_targets(&paths)?;
+    let names: Vec<_> = options.pairs.iter().map(|pair| (&pair.source, &pair.target)).collect();
+    refuse_shared(&names)?;
     let mut open = Vec::with_capacity(options.pairs.len());
     for pair in &options.pairs {
         match open_pair(options, pair, resume, control, emit) {
@@ -233,11 +240,8 @@ fn open_pair<'a>(
         mode: source.mode,
         dry_run: options.dry_run,
     };
-    let source_path = match &pair.source {
-        Locator::Path(path) => Some(path.as_path()),
-        _ => None,
-    };
-    let target = open_target(&pair.target, target_options, how, source_path, control)?;
+    let target = open_target(&pair.target, target_options, how, control)?;
+    refuse_for_streams(options, pair, &source, &target)?;
     if let (Some(list), true) = (&list, target.sink.reads_zero() && target.file.is_some()) {
         let listed = list.bytes();
         if Some(listed) != size {
@@ -255,13 +259,32 @@ fn open_pair<'a>(
         target,
         list,
         done: ExtentList::new(),
-        rims: Mutex::default(),
+        has_rims: AtomicBool::new(false),
         counters: Counters::default(),
         extra: Mutex::default(),
         error: Mutex::default(),
         size,
         stream_end: Mutex::default(),
     })
+}
+
+/// What [`check`] says of `-`, for named pipes: those are known only once they are open.
+fn refuse_for_streams(
+    options: &CopyOptions,
+    pair: &Pair,
+    source: &OpenSource,
+    target: &OpenTarget,
+) -> Result<()> {
+    let reads = source.source.order() == Order::Sequential;
+    let writes = target.sink.order() == Order::Sequential;
+    let pipe = if reads { &pair.source } else { &pair.target };
+    let flag = match (options.extents.is_some(), options.verify, options.record_read_errors) {
+        (true, ..) if reads || writes => "--extents",
+        (_, true, _) if writes => "--verify",
+        (_, _, true) if writes => "--on-read-error record",
+        _ => return Ok(()),
+    };
+    Err(Error::usage(format!("{flag} cannot work on a stream")).at(pipe.to_string()))
 }
 
 fn read_list(path: &Path, size: Option<u64>, emit: Emit<'_>) -> Result<ExtentList> {

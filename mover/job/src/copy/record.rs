@@ -1,7 +1,7 @@
 //! What workers record of finished segments: digests for `--verify` and `--digest-out`, entries for the
 //! journal, and bad extents.
 
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use mover_engine::{Recorder, Segment};
@@ -21,7 +21,7 @@ pub(super) struct CopyRecorder<'a> {
     pub spool: Option<&'a Spool>,
     pub batch: Vec<Record>,
     /// Where finished segments go, when there is a journal.
-    pub journal: Option<Sender<Record>>,
+    pub journal: Option<SyncSender<Record>>,
     pub bad: BadExtents,
 }
 

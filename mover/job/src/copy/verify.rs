@@ -9,7 +9,7 @@ use mover_engine::queue::Extents;
 use mover_engine::{Access, ReadErrors, Recorder, Segment, Task, TaskOptions, run as run_engine, transform};
 use mover_model::{Digest, Error, ErrorKind, Extent, ExtentKind, Operation, Result};
 
-use super::execute::{Run, add_verified, discarded_counters};
+use super::execute::{Run, add_verified, bad, discarded_counters};
 use super::open::OpenPair;
 use super::spool::{Record, Sorted, Spool};
 
@@ -21,7 +21,11 @@ type Expected = Mutex<BTreeMap<u64, Digest>>;
 /// # Errors
 /// `Corruption`, naming the first offset that differs; `Io` when it cannot be read.
 pub(super) fn verify(run: &Run<'_>, index: usize, pair: &OpenPair<'_>) -> Result<()> {
-    let (Some(spool), Some(target)) = (&run.spool, &pair.target.file) else { return Ok(()) };
+    let (Some(spool), Some(target)) = (&run.spool, &pair.target.file) else {
+        return Err(
+            Error::usage("--verify needs a target that can be read back").at(pair.pair.target.to_string())
+        );
+    };
     let label = pair.pair.target.to_string();
     let how = OpenOptions { direct: run.options.engine.direct };
     let source = open_source(&pair.pair.target, how, run.control)?;
@@ -52,11 +56,30 @@ pub(super) fn verify(run: &Run<'_>, index: usize, pair: &OpenPair<'_>) -> Result
         .offset(*start)
         .hint("the device or something else writing to it damaged the copy: do not trust it"));
     }
+    if run.control.stopped() {
+        let kind = if run.options.journal.is_some() { ErrorKind::Interrupted } else { ErrorKind::Stopped };
+        return Err(Error::new(kind, "stopped before all of the target had been read back").at(label));
+    }
     let left = check.expected.into_inner().unwrap_or_else(|p| p.into_inner()).len();
-    if left > 0 && !run.control.stopped() {
+    if left > 0 {
         return Err(Error::new(ErrorKind::Internal, format!("{left} extents were not read back")).at(label));
     }
-    Ok(())
+    refuse_gaps(run, index, pair, label)
+}
+
+/// What was read back must be all there was to move: an extent that was lost on the way would leave no trace
+/// in the digests.
+fn refuse_gaps(run: &Run<'_>, index: usize, pair: &OpenPair<'_>, label: String) -> Result<()> {
+    let end = *pair.stream_end.lock().unwrap_or_else(|p| p.into_inner());
+    let size = end.or(pair.size).unwrap_or(0);
+    let all = pair.list.as_ref().map_or(size, |list| list.bytes());
+    let unread: u64 = bad(run).iter().filter(|extent| extent.pair == index).map(|extent| extent.length).sum();
+    let verified = pair.moved().verified_bytes;
+    if verified + unread == all {
+        return Ok(());
+    }
+    let message = format!("{verified} of {} bytes were read back", all - unread.min(all));
+    Err(Error::new(ErrorKind::Internal, message).during(Operation::Verify).at(label))
 }
 
 /// Clean pages of the target leave the page cache: what is read next comes from the device.

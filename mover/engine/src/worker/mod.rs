@@ -8,105 +8,31 @@
 //! No payload is copied: the buffer that the source's read filled is the buffer that the target's write is
 //! given. No lock, no allocation and no map stands in the loop; a slot's vectors keep their capacity.
 
+mod salvage;
+mod shared;
+
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_deque::Worker as Deque;
-use mover_model::{Digest, Error, ErrorKind, Extent, ExtentKind, Operation, Result, limits};
+use mover_model::{Error, ErrorKind, Extent, ExtentKind, Operation, Result, limits};
+
+use self::salvage::is_medium_error;
+pub use self::shared::{ReadErrors, Recorder, Segment};
+pub(crate) use self::shared::{Shared, SharedTask, order_of};
 
 use crate::arena::{Arena, BUFFERS};
-use crate::control::{Control, Rate};
-use crate::lane::{
-    Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, Sink, SinkOperation, Source,
-};
-use crate::plan::{Item, Joined, cut_request};
+use crate::lane::{Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, SinkOperation};
+use crate::plan::{Item, Joined, cut_in_order, cut_request};
 use crate::pool::Pool;
-use crate::queue::{Extents, Next, Queue, Tasks};
+use crate::queue::{Extents, Next};
 use crate::ring::Ring;
-use crate::run::TaskOptions;
-use crate::settings::{HugePages, Settings};
+use crate::settings::HugePages;
 use crate::slot::{DataSegment, Phase, Slot};
 use crate::stats::{Counters, LatencyHistogram};
 use crate::transform;
-
-/// What happens when a part of the source cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadErrors {
-    /// The task fails.
-    Fail,
-    /// What can be read is moved, the rest is recorded and the target left there as it was.
-    Record,
-}
-
-/// A finished part of a task: its bytes are at the target (not yet flushed).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segment {
-    /// First byte.
-    pub start: u64,
-    /// Bytes.
-    pub length: u64,
-    /// Digest of the bytes, where digests are taken; `None` for zeros that were not read too.
-    pub digest: Option<Digest>,
-    /// Whether it was a range of zeros that was not read.
-    pub zero: bool,
-}
-
-/// One worker's record of what it finished for one task; never shared, so never locked.
-pub trait Recorder: Send {
-    /// A segment has arrived at its target.
-    fn finished(&mut self, segment: &Segment);
-    /// A part of the source could not be read.
-    fn bad(&mut self, start: u64, length: u64, errno: i32);
-}
-
-/// One task as the workers share it.
-pub(crate) struct SharedTask<'a> {
-    pub source: &'a dyn Source,
-    pub sink: &'a dyn Sink,
-    pub options: TaskOptions,
-    pub counters: &'a Counters,
-    /// The first error: what follows it is not worth telling.
-    pub error: Mutex<Option<Error>>,
-    /// Set with the error: no worker begins anything more for the task.
-    pub failed: AtomicBool,
-    /// End of a stream, once found.
-    pub stream_end: AtomicU64,
-    pub bad_extents: AtomicU64,
-}
-
-impl SharedTask<'_> {
-    pub fn fail(&self, error: Error) {
-        let mut slot = self.error.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        slot.get_or_insert(error);
-        self.failed.store(true, Ordering::Release);
-    }
-
-    fn failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-}
-
-/// What all workers of a run share.
-pub(crate) struct Shared<'a> {
-    pub settings: &'a Settings,
-    pub control: &'a Control,
-    pub rate: Option<&'a Rate>,
-    pub tasks: Vec<SharedTask<'a>>,
-    pub queue: Queue<'a>,
-}
-
-impl Tasks for Shared<'_> {
-    fn failed(&self, task: usize) -> bool {
-        self.tasks[task].failed()
-    }
-
-    fn fail(&self, task: usize, error: Error) {
-        self.tasks[task].fail(error);
-    }
-}
 
 /// Latency of what one worker did.
 #[derive(Default)]
@@ -156,12 +82,14 @@ enum Dry {
 pub(crate) struct Worker<'r, 'a> {
     shared: &'r Shared<'a>,
     own: Deque<Item>,
-    /// Given up for good, with the arena, when operations never end: see `Drop`.
+    /// Given up for good, with arena and lanes, when operations never end: see `Drop`.
     ring: ManuallyDrop<Ring>,
     arena: ManuallyDrop<Arena>,
     pool: Pool,
     /// Two for each task: its source's, then its sink's.
-    lanes: Vec<Box<dyn Lane>>,
+    lanes: ManuallyDrop<Vec<Box<dyn Lane>>>,
+    /// Tasks whose lanes were told to end what may wait for ever.
+    cancelled: Vec<bool>,
     recorders: Vec<Box<dyn Recorder + 'a>>,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -215,7 +143,8 @@ impl<'r, 'a> Worker<'r, 'a> {
             ring: ManuallyDrop::new(ring),
             arena: ManuallyDrop::new(arena),
             pool: Pool::new(bytes, settings.block_size as usize),
-            lanes,
+            lanes: ManuallyDrop::new(lanes),
+            cancelled: vec![false; shared.tasks.len()],
             recorders,
             slots: (0..depth).map(|_| Slot::free()).collect(),
             free: (0..depth).rev().collect(),
@@ -232,6 +161,11 @@ impl<'r, 'a> Worker<'r, 'a> {
         loop {
             let dry = self.fill();
             self.drain();
+            self.cancel_what_waits();
+            if self.fatal.is_none() && !self.idle() && self.ring.in_flight() == 0 {
+                let broken = Error::new(ErrorKind::Internal, "operations wait for what was never begun");
+                self.fatal = Some(broken);
+            }
             if self.fatal.is_some() {
                 return self.give_up();
             }
@@ -247,9 +181,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 Some(Dry::ForNow(wait)) => wait,
                 _ => Duration::from_millis(limits::WAIT_MS),
             };
-            if self.ring.in_flight() > 0
-                && let Err(error) = self.ring.wait(timeout)
-            {
+            if let Err(error) = self.ring.wait(timeout) {
                 self.fatal = Some(error);
                 return self.give_up();
             }
@@ -266,6 +198,9 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn fill(&mut self) -> Option<Dry> {
         while let Some(&slot) = self.free.last() {
             if self.shared.control.stopped() {
+                if self.has_more() {
+                    self.shared.cut_short.store(true, Ordering::Release);
+                }
                 return Some(Dry::ForGood);
             }
             let held = match self.held.take() {
@@ -277,7 +212,8 @@ impl<'r, 'a> Worker<'r, 'a> {
             };
             let bytes = held.request.read_bytes();
             if !held.granted
-                && let Some(wait) = self.shared.rate.and_then(|rate| rate.take(bytes as u64).err())
+                && let Some(rate) = self.shared.rate
+                && let Err(wait) = rate.take(self.rated_bytes(&held.request))
             {
                 self.held = Some(held);
                 return Some(Dry::ForNow(wait.min(Duration::from_millis(limits::WAIT_MS))));
@@ -295,6 +231,49 @@ impl<'r, 'a> Worker<'r, 'a> {
         None
     }
 
+    /// Bytes of a request that the rate limit counts: what is read, and zeros that a pipe is sent.
+    fn rated_bytes(&self, request: &Request) -> u64 {
+        match request {
+            Request::Plain { task, extent } if extent.kind != ExtentKind::Data => {
+                let in_order = self.shared.tasks[*task].sink.order() == Order::Sequential;
+                if in_order { extent.length } else { 0 }
+            }
+            _ => request.read_bytes() as u64,
+        }
+    }
+
+    /// Whether a stop leaves work undone.
+    fn has_more(&mut self) -> bool {
+        if self.held.is_some() {
+            return true;
+        }
+        let next = self.next_request();
+        let more = !matches!(next, Err(Dry::ForGood));
+        self.held = next.ok().map(|request| Held { request, granted: true });
+        more
+    }
+
+    /// Once a task has failed or the run is stopped, an operation on a pipe whose other end is silent would
+    /// hold the worker for ever.
+    fn cancel_what_waits(&mut self) {
+        for task in 0..self.cancelled.len() {
+            let over = self.shared.control.stopped() || self.shared.tasks[task].failed();
+            if over && !self.cancelled[task] {
+                self.cancelled[task] = true;
+                self.with_lane(task * 2, |lane, io| lane.cancel(io));
+                self.with_lane(task * 2 + 1, |lane, io| lane.cancel(io));
+            }
+        }
+    }
+
+    fn with_lane(&mut self, index: usize, call: impl FnOnce(&mut dyn Lane, &mut Io<'_>)) {
+        let zeros = self.arena.zeros();
+        let control = self.shared.control;
+        let (ring, finished, fatal) = (&mut *self.ring, &mut self.finished, &mut self.fatal);
+        let mut io = Io::new(ring, finished, fatal, control, index as u16, zeros);
+        call(&mut *self.lanes[index], &mut io);
+    }
+
     fn next_request(&mut self) -> std::result::Result<Request, Dry> {
         let block_size = self.shared.settings.block_size;
         loop {
@@ -306,7 +285,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                     let shared = &self.shared.tasks[*task];
                     let ended = shared.failed() || shared.stream_end.load(Ordering::Acquire) != u64::MAX;
                     if let Some(span) = span.as_mut().filter(|span| span.length > 0 && !ended) {
-                        return Ok(Request::Plain { task: *task, extent: cut_request(span, block_size) });
+                        return Ok(Request::Plain { task: *task, extent: cut_in_order(span, block_size) });
                     }
                     *span = None;
                     match if ended { None } else { extents.next() } {
@@ -342,6 +321,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         debug_assert_eq!(slot.phase, Phase::Free);
         slot.segments.clear();
         slot.failed = false;
+        (slot.written_bytes, slot.writes, slot.zero_found_bytes, slot.zeroes) = (0, 0, 0, 0);
         slot.begun = Instant::now();
         match request {
             Request::Plain { task, extent } => {
@@ -410,7 +390,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 address: std::ptr::null_mut(),
                 buffer: BUFFERS,
             };
-            Counters::add(&task.counters.zeroes, 1);
+            slot.zeroes += 1;
             let lane = slot.task * 2 + 1;
             self.begin(lane, operation);
         }
@@ -420,16 +400,7 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn begin(&mut self, lane: usize, operation: LaneOperation) {
-        let zeros = self.arena.zeros();
-        let mut io = Io::new(
-            &mut self.ring,
-            &mut self.finished,
-            &mut self.fatal,
-            self.shared.control,
-            lane as u16,
-            zeros,
-        );
-        self.lanes[lane].begin(operation, &mut io);
+        self.with_lane(lane, |lane, io| lane.begin(operation, io));
     }
 
     // ---- drain: completions become finished operations, those become the next step of their slot ---------
@@ -439,17 +410,10 @@ impl<'r, 'a> Worker<'r, 'a> {
             if let Some(finished) = self.finished.pop_front() {
                 self.on_finished(finished);
             } else if let Some(completed) = self.ring.pop() {
-                let zeros = self.arena.zeros();
-                let lane = completed.token.lane;
-                let mut io = Io::new(
-                    &mut self.ring,
-                    &mut self.finished,
-                    &mut self.fatal,
-                    self.shared.control,
-                    lane,
-                    zeros,
-                );
-                self.lanes[usize::from(lane)].advance(completed.token.aux, completed.result, &mut io);
+                let token = completed.token;
+                self.with_lane(usize::from(token.lane), |lane, io| {
+                    lane.advance(token.aux, completed.result, io)
+                });
             } else {
                 return;
             }
@@ -495,6 +459,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 task.fail(error.during(Operation::Read).at(task.source.label()).offset(slot.start + done));
                 return self.forgo(index);
             }
+            Err(fault) if self.is_cancelled(fault) => return self.release(index),
             Err(fault) => {
                 // A pipe cannot be left as it was where something is missing.
                 let records =
@@ -509,6 +474,15 @@ impl<'r, 'a> Worker<'r, 'a> {
         Counters::add(&task.counters.read_bytes, slot.length);
         Counters::add(&task.counters.reads, 1);
         self.transform_and_write(index);
+    }
+
+    /// Whether an operation ended because the run was stopped: no error, but work left undone.
+    fn is_cancelled(&self, fault: Fault) -> bool {
+        let cancelled = fault.errno == libc::ECANCELED && self.shared.control.stopped();
+        if cancelled {
+            self.shared.cut_short.store(true, Ordering::Release);
+        }
+        cancelled
     }
 
     /// The buffer is ours until the first write begins: take digests, find zeros, then hand it to the sink.
@@ -581,10 +555,9 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn begin_write(&mut self, index: u16, at: u32, padded: u32, length: u32, piece: &mut u16) {
         let address = self.arena.at(self.place(index, at));
         let slot = &mut self.slots[usize::from(index)];
-        let task = &self.shared.tasks[slot.task];
         slot.outstanding += 1;
-        Counters::add(&task.counters.written_bytes, u64::from(length));
-        Counters::add(&task.counters.writes, 1);
+        slot.written_bytes += u64::from(length);
+        slot.writes += 1;
         let operation = LaneOperation {
             kind: OperationKind::Sink(SinkOperation::Write),
             slot: index,
@@ -602,13 +575,12 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn begin_found_zero(&mut self, index: u16, at: u32, length: u32, piece: &mut u16) {
         let slot = &mut self.slots[usize::from(index)];
         let task = &self.shared.tasks[slot.task];
-        Counters::add(&task.counters.zero_bytes, u64::from(length));
-        Counters::add(&task.counters.zero_found_bytes, u64::from(length));
+        slot.zero_found_bytes += u64::from(length);
         if task.options.skip_zeros {
             return;
         }
         slot.outstanding += 1;
-        Counters::add(&task.counters.zeroes, 1);
+        slot.zeroes += 1;
         let operation = LaneOperation {
             kind: OperationKind::Sink(SinkOperation::Hole),
             slot: index,
@@ -624,12 +596,15 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn on_written(&mut self, index: u16, result: std::result::Result<u64, Fault>) {
+        let cancelled = result.is_err_and(|fault| self.is_cancelled(fault));
         let slot = &mut self.slots[usize::from(index)];
         let task = &self.shared.tasks[slot.task];
         if let Err(fault) = result {
             slot.failed = true;
             let operation = if slot.segments.is_empty() { Operation::Zero } else { Operation::Write };
-            task.fail(Error::os(operation, task.sink.label(), fault.errno).offset(fault.offset));
+            if !cancelled {
+                task.fail(Error::os(operation, task.sink.label(), fault.errno).offset(fault.offset));
+            }
         }
         slot.outstanding -= 1;
         if slot.outstanding == 0 {
@@ -645,8 +620,14 @@ impl<'r, 'a> Worker<'r, 'a> {
         let slot = &self.slots[usize::from(index)];
         if !slot.failed {
             let recorder = &mut self.recorders[slot.task];
+            let counters = self.shared.tasks[slot.task].counters;
+            let zeros = if slot.segments.is_empty() { slot.length } else { slot.zero_found_bytes };
+            Counters::add(&counters.written_bytes, slot.written_bytes);
+            Counters::add(&counters.writes, slot.writes);
+            Counters::add(&counters.zero_bytes, zeros);
+            Counters::add(&counters.zero_found_bytes, slot.zero_found_bytes);
+            Counters::add(&counters.zeroes, slot.zeroes);
             if slot.segments.is_empty() {
-                Counters::add(&self.shared.tasks[slot.task].counters.zero_bytes, slot.length);
                 recorder.finished(&Segment {
                     start: slot.start,
                     length: slot.length,
@@ -679,84 +660,7 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn forgo(&mut self, index: u16) {
         let lane = self.slots[usize::from(index)].task * 2 + 1;
         self.release(index);
-        let zeros = self.arena.zeros();
-        let control = self.shared.control;
-        let (ring, finished, fatal) = (&mut *self.ring, &mut self.finished, &mut self.fatal);
-        self.lanes[lane].abandon(&mut Io::new(ring, finished, fatal, control, lane as u16, zeros));
-    }
-
-    // ---- salvage: a request that could not be read as a whole is read in small pieces ---------------------
-
-    fn salvage(&mut self, index: u16) {
-        let slot = &mut self.slots[usize::from(index)];
-        slot.salvaged.clear();
-        slot.phase = Phase::Salvaging { segment: 0, position: slot.segments[0].start };
-        self.begin_salvage_read(index);
-    }
-
-    fn begin_salvage_read(&mut self, index: u16) {
-        let slot = &self.slots[usize::from(index)];
-        let Phase::Salvaging { segment, position } = slot.phase else { unreachable!("not salvaging") };
-        self.begin_read(index, position, salvage_length(slot, segment, position));
-    }
-
-    fn on_salvaged(
-        &mut self,
-        index: u16,
-        segment: usize,
-        position: u32,
-        result: std::result::Result<u64, Fault>,
-    ) {
-        let slot = &mut self.slots[usize::from(index)];
-        let task = &self.shared.tasks[slot.task];
-        if task.failed() {
-            return self.forgo(index);
-        }
-        let length = salvage_length(slot, segment, position);
-        match result {
-            Ok(done) if done == u64::from(length) => match slot.salvaged.last_mut() {
-                Some(last) if last.start + last.length == position => last.length += length,
-                _ => slot.salvaged.push(DataSegment { start: position, length, digest: None }),
-            },
-            Ok(done) => {
-                let error = Error::new(ErrorKind::SourceShrank, "the source ended while it was read");
-                let offset = slot.start + u64::from(position) + done;
-                task.fail(error.during(Operation::Read).at(task.source.label()).offset(offset));
-                return self.forgo(index);
-            }
-            Err(fault) if is_medium_error(fault.errno) => {
-                let start = slot.start + u64::from(position);
-                self.recorders[slot.task].bad(start, u64::from(length), fault.errno);
-                let count = task.bad_extents.fetch_add(1, Ordering::Relaxed);
-                if count as usize >= limits::BAD_EXTENTS_MAX {
-                    let error =
-                        Error::os(Operation::Read, task.source.label(), fault.errno).offset(fault.offset);
-                    task.fail(error.hint("too many unreadable extents: the source is gone, not scratched"));
-                    return self.forgo(index);
-                }
-            }
-            Err(fault) => {
-                task.fail(Error::os(Operation::Read, task.source.label(), fault.errno).offset(fault.offset));
-                return self.forgo(index);
-            }
-        }
-        let next = position + length;
-        let current = slot.segments[segment];
-        slot.phase = if next < current.start + current.length {
-            Phase::Salvaging { segment, position: next }
-        } else if let Some(following) = slot.segments.get(segment + 1) {
-            Phase::Salvaging { segment: segment + 1, position: following.start }
-        } else {
-            std::mem::swap(&mut slot.segments, &mut slot.salvaged);
-            if slot.segments.is_empty() {
-                return self.release(index);
-            }
-            let bytes = slot.segments.iter().map(|s| u64::from(s.length)).sum();
-            Counters::add(&task.counters.read_bytes, bytes);
-            Counters::add(&task.counters.reads, 1);
-            return self.transform_and_write(index);
-        };
-        self.begin_salvage_read(index);
+        self.with_lane(lane, |lane, io| lane.abandon(io));
     }
 
     // ---- the end -------------------------------------------------------------------------------------------
@@ -779,7 +683,7 @@ impl<'r, 'a> Worker<'r, 'a> {
 
 impl Drop for Worker<'_, '_> {
     /// Nothing is freed that the kernel may still write to: what is in flight after a broken ring or a panic
-    /// gets time to end, and after that ring and arena are given up for good.
+    /// gets time to end, and after that ring, arena and lanes are given up for good.
     fn drop(&mut self) {
         let begin = Instant::now();
         while self.ring.in_flight() > 0 && begin.elapsed() < DRAIN_LIMIT {
@@ -789,31 +693,12 @@ impl Drop for Worker<'_, '_> {
             while self.ring.pop().is_some() {}
         }
         if self.ring.in_flight() == 0 {
-            // SAFETY: neither is used after this; the ring goes first, as it knows the arena's buffers.
+            // SAFETY: none is used after this; the ring goes first, as it knows the others' buffers.
             unsafe {
                 ManuallyDrop::drop(&mut self.ring);
                 ManuallyDrop::drop(&mut self.arena);
+                ManuallyDrop::drop(&mut self.lanes);
             }
         }
-    }
-}
-
-/// Errors that say something about a part of the medium and nothing about the rest.
-fn is_medium_error(errno: i32) -> bool {
-    matches!(errno, libc::EIO | libc::EREMOTEIO | libc::ENODATA | libc::EILSEQ | libc::EBADMSG | libc::ENXIO)
-}
-
-fn salvage_length(slot: &Slot, segment: usize, position: u32) -> u32 {
-    let current = slot.segments[segment];
-    let to_grid = limits::SALVAGE_BYTES - (slot.start + u64::from(position)) as u32 % limits::SALVAGE_BYTES;
-    to_grid.min(current.start + current.length - position)
-}
-
-/// Whether a task must keep to one worker.
-pub(crate) fn order_of(source: &dyn Source, sink: &dyn Sink) -> Order {
-    if source.order() == Order::Sequential || sink.order() == Order::Sequential {
-        Order::Sequential
-    } else {
-        Order::Any
     }
 }
