@@ -36,10 +36,18 @@ pub(super) fn find(options: &CopyOptions) -> Result<Option<Box<Opened>>> {
 /// writing: what the journal names may be overwritten without `--force`, and nothing else.
 pub(super) fn check_names(options: &CopyOptions, found: &Opened) -> Result<()> {
     let mut pairs = Vec::new();
+    if options.pairs.len() != found.header.pairs.len() {
+        return found.check(&Header { pairs, ..found.header.clone() });
+    }
     for pair in &options.pairs {
         let (Locator::Path(source), Locator::Path(target)) = (&pair.source, &pair.target) else {
             return Ok(());
         };
+        if !target.exists() {
+            let error =
+                Error::new(ErrorKind::WrongIdentity, "the target of the journal is not there any more");
+            return Err(error.at(pair.target.to_string()).hint("to copy anew, remove the journal"));
+        }
         pairs.push(PairHeader {
             source: FileFacts::source(pair.source.to_string(), &Identity::of_path(source)?),
             target: FileFacts::target(pair.target.to_string(), &Identity::of_path(target)?),
@@ -144,7 +152,9 @@ fn check_sample(sample: &[Record], pairs: &[OpenPair<'_>]) -> Result<()> {
         if let Some(target) = &pair.target.file {
             check(record, &pair.pair.target.to_string(), target.file(), "target")?;
         }
-        if let Some(source) = &pair.source.file {
+        // A list may call zero what reads otherwise at the source.
+        let told = record.zero && pair.list.is_some();
+        if let (Some(source), false) = (&pair.source.file, told) {
             check(record, &pair.pair.source.to_string(), source.file(), "source")?;
         }
     }
