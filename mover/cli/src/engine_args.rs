@@ -18,7 +18,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SIZE", value_parser = block_size)]
     block_size: Option<u32>,
 
-    /// Requests in flight for each worker, up to 1024 [default: 8]
+    /// Requests in flight for each worker, up to 1024 [default: 8 MiB of them, 64 at most]
     #[arg(long, value_name = "N")]
     queue_depth: Option<u16>,
 

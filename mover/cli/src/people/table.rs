@@ -78,8 +78,8 @@ data       5 GiB (5368709120 bytes)
 zero       found on the way
 extents    12, from the source's allocation
 by         io_uring
-requests   1 MiB x 8
-workers    2 (16 MiB of buffers)
+requests   up to 1 MiB, 8 in flight
+workers    2 (16 MiB of buffers in all)
 ";
         assert_eq!(plan_table(std::slice::from_ref(&plan)), expected);
         assert_eq!(plan_table(&[plan.clone(), plan]), format!("{expected}\n{expected}"));
