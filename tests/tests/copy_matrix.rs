@@ -1,4 +1,5 @@
 //! `mover copy` over filesystems, devices, pipes and flags: what arrives is compared with the layout itself.
+//! The matrix stands in one file, as its cases share their places and checks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -1,7 +1,7 @@
 //! What bad input gets: an error that names path, offset and cause, the exit code of docs/exit-codes.md, and
 //! nothing destroyed: every test compares what lay there before with what lies there afterwards.
 //!
-//! Longer than other files, as it is a list: one test for each kind of refusal, in the order of the command line's
+//! It is in one file, as it is a list: one test for each kind of refusal, in the order of the command line's
 //! parts, and they share no more than the checks at the head.
 
 use std::collections::BTreeMap;

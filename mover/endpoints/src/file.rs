@@ -312,8 +312,7 @@ impl FileLane {
         let mut submission = Submission {
             verb: Verb::Read,
             file: self.file,
-            address: operation.address.wrapping_add(done as usize),
-            buffer: operation.buffer,
+            memory: operation.memory.skip(done),
             length: operation.length - done,
             offset: operation.offset + done,
             token: Token { lane: 0, aux: index },
@@ -326,7 +325,7 @@ impl FileLane {
                     Some(mode) => submission.verb = Verb::Fallocate(mode),
                     None => {
                         submission.verb = Verb::Write;
-                        (submission.address, submission.buffer) = io.zeros();
+                        submission.memory = io.zeros();
                         submission.length = submission.length.min(ZERO_BLOCK_BYTES as u64);
                     }
                 }
@@ -334,7 +333,7 @@ impl FileLane {
         }
         debug_assert!(
             matches!(submission.verb, Verb::Fallocate(_))
-                || self.rules.allows(submission.offset, submission.length, submission.address),
+                || self.rules.allows(submission.offset, submission.length, submission.memory.address()),
             "an operation breaks the rules of O_DIRECT"
         );
         io.push(index, submission);

@@ -225,9 +225,8 @@ impl WriteLane {
         let submission = if operation.kind == OperationKind::Sink(SinkOperation::Write) {
             submission(Verb::Write, self.file, operation, done)
         } else {
-            let (address, buffer) = io.zeros();
             let length = (operation.length - done).min(ZERO_BLOCK_BYTES as u64);
-            Submission { address, buffer, length, ..submission(Verb::Write, self.file, operation, 0) }
+            Submission { memory: io.zeros(), length, ..submission(Verb::Write, self.file, operation, 0) }
         };
         io.push(TRANSFER, submission);
     }
@@ -295,8 +294,7 @@ fn submission(verb: Verb, file: FileId, operation: &LaneOperation, done: u64) ->
     Submission {
         verb,
         file,
-        address: operation.address.wrapping_add(done as usize),
-        buffer: operation.buffer,
+        memory: operation.memory.skip(done),
         length: operation.length - done,
         offset: AT_POSITION,
         token: Token { lane: 0, aux: 0 },

@@ -13,9 +13,37 @@ use crate::settings::HugePages;
 pub const ZERO_BLOCK_BYTES: usize = 64 << 10;
 
 /// Index under which the buffers are registered.
-pub const BUFFERS: u16 = 0;
+const BUFFERS: u16 = 0;
 /// Index under which the block of zeros is registered.
-pub const ZEROS: u16 = 1;
+const ZEROS: u16 = 1;
+
+/// A place in a worker's arena. Only the engine makes one, so what a lane pushes to a ring always lies in memory
+/// that stays there until the operation has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    address: *mut u8,
+    buffer: u16,
+}
+
+impl Memory {
+    /// No place: for operations that need no buffer.
+    pub(crate) const NONE: Memory = Memory { address: std::ptr::null_mut(), buffer: BUFFERS };
+
+    /// The place `bytes` further on, in the same buffer: a lane goes on there after a short transfer.
+    pub fn skip(self, bytes: u64) -> Self {
+        Memory { address: self.address.wrapping_add(bytes as usize), ..self }
+    }
+
+    /// Its address.
+    pub fn address(self) -> *mut u8 {
+        self.address
+    }
+
+    /// Index of the registered buffer that it lies in.
+    pub(crate) fn buffer(self) -> u16 {
+        self.buffer
+    }
+}
 
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
@@ -90,9 +118,14 @@ impl Arena {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    /// An offset into the buffers as a lane is given it.
+    pub(crate) fn memory(&self, offset: usize) -> Memory {
+        Memory { address: self.at(offset), buffer: BUFFERS }
+    }
+
     /// The block of zeros; nothing ever writes to it.
-    pub fn zeros(&self) -> *mut u8 {
-        self.at(self.bytes)
+    pub(crate) fn zeros(&self) -> Memory {
+        Memory { address: self.at(self.bytes), buffer: ZEROS }
     }
 
     /// `length` bytes of the buffers from `offset` on.
@@ -115,11 +148,11 @@ impl Arena {
         unsafe { std::ptr::write_bytes(self.at(offset), 0, length) }
     }
 
-    /// What the kernel registers: the buffers as [`BUFFERS`], the block of zeros as [`ZEROS`].
+    /// What the kernel registers: the buffers, and the block of zeros.
     pub fn iovecs(&self) -> [libc::iovec; 2] {
         [
             libc::iovec { iov_base: self.at(0).cast(), iov_len: self.bytes },
-            libc::iovec { iov_base: self.zeros().cast(), iov_len: ZERO_BLOCK_BYTES },
+            libc::iovec { iov_base: self.zeros().address.cast(), iov_len: ZERO_BLOCK_BYTES },
         ]
     }
 }

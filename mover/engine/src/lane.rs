@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 
 use mover_model::{Error, Extent, Result};
 
+use crate::arena::Memory;
 use crate::control::Control;
 use crate::ring::{FileId, Ring, Submission, Token};
 
@@ -146,9 +147,7 @@ pub struct LaneOperation {
     /// Bytes.
     pub length: u64,
     /// First byte in the slot's buffer; meaningless for holes and zeros.
-    pub address: *mut u8,
-    /// Index of the registered buffer that the address lies in.
-    pub buffer: u16,
+    pub memory: Memory,
 }
 
 /// How an operation ended.
@@ -196,7 +195,7 @@ pub struct Io<'a> {
     fatal: &'a mut Option<Error>,
     control: &'a Control,
     lane: u16,
-    zeros: *mut u8,
+    zeros: Memory,
 }
 
 impl<'a> Io<'a> {
@@ -206,7 +205,7 @@ impl<'a> Io<'a> {
         fatal: &'a mut Option<Error>,
         control: &'a Control,
         lane: u16,
-        zeros: *mut u8,
+        zeros: Memory,
     ) -> Self {
         Io { ring, finished, fatal, control, lane, zeros }
     }
@@ -238,13 +237,13 @@ impl<'a> Io<'a> {
     pub fn finish_with_zeros(&mut self, operation: &LaneOperation) {
         // SAFETY: the operation's range lies in the slot's buffer, and no submission uses it: this read is
         // the only operation of the slot.
-        unsafe { std::ptr::write_bytes(operation.address, 0, operation.length as usize) };
+        unsafe { std::ptr::write_bytes(operation.memory.address(), 0, operation.length as usize) };
         self.finish(operation, Ok(operation.length));
     }
 
-    /// A block of zeros of [`crate::arena::ZERO_BLOCK_BYTES`] bytes and the number of its registered buffer.
-    pub fn zeros(&self) -> (*mut u8, u16) {
-        (self.zeros, crate::arena::ZEROS)
+    /// A block of zeros of [`crate::arena::ZERO_BLOCK_BYTES`] bytes.
+    pub fn zeros(&self) -> Memory {
+        self.zeros
     }
 
     /// Where downgrades are recorded.

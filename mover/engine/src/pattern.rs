@@ -53,7 +53,8 @@ impl Lane for NoiseLane {
     fn begin(&mut self, operation: LaneOperation, io: &mut Io<'_>) {
         // SAFETY: the operation's range lies in the slot's buffer, and no submission uses it: this read is the
         // only operation of the slot.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(operation.address, operation.length as usize) };
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(operation.memory.address(), operation.length as usize) };
         for page in bytes.chunks_mut(PAGE) {
             if page.iter().take(8).all(|&byte| byte == 0) {
                 self.random.fill(page);

@@ -13,7 +13,7 @@ use mover_model::Result;
 
 pub use uring::{Flavour, Role};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Memory};
 use crate::control::Control;
 use crate::settings::{Backend, Settings};
 
@@ -67,10 +67,8 @@ pub struct Submission {
     pub verb: Verb,
     /// On which file.
     pub file: FileId,
-    /// Where in memory; inside the arena.
-    pub address: *mut u8,
-    /// Index of the registered buffer that the address lies in.
-    pub buffer: u16,
+    /// Where in memory.
+    pub memory: Memory,
     /// Bytes; at most 2 GiB - 4 KiB for reads and writes.
     pub length: u64,
     /// Where in the file, or [`AT_POSITION`].
@@ -136,7 +134,7 @@ impl Ring {
     ///
     /// # Errors
     /// When the kernel does not take what is queued; nothing queued may be freed then.
-    pub fn push(&mut self, submission: Submission) -> Result<()> {
+    pub(crate) fn push(&mut self, submission: Submission) -> Result<()> {
         match self {
             Ring::Uring(ring) => ring.push(submission),
             Ring::Sync(ring) => {
@@ -150,7 +148,7 @@ impl Ring {
     ///
     /// # Errors
     /// As for [`Ring::push`].
-    pub fn cancel(&mut self, target: Token, own: Token) -> Result<()> {
+    pub(crate) fn cancel(&mut self, target: Token, own: Token) -> Result<()> {
         match self {
             Ring::Uring(ring) => ring.cancel(target, own),
             // Nothing of it is ever in flight; a pipe is left by the stop flag.

@@ -46,6 +46,7 @@ impl SyncRing {
     pub(super) fn push(&mut self, s: Submission) {
         let fd = self.files[s.file.0 as usize].fd;
         let length = s.length as usize;
+        let address = s.memory.address().cast();
         if s.offset == AT_POSITION && !self.ready(fd, s.verb) {
             self.completed.push_back(Completed { token: s.token, result: -libc::ECANCELED });
             return;
@@ -54,10 +55,10 @@ impl SyncRing {
         // completes, which is when the call returns; the descriptor outlives the ring.
         let result = unsafe {
             match s.verb {
-                Verb::Read if s.offset == AT_POSITION => libc::read(fd, s.address.cast(), length),
-                Verb::Write if s.offset == AT_POSITION => libc::write(fd, s.address.cast(), length),
-                Verb::Read => libc::pread64(fd, s.address.cast(), length, s.offset as i64),
-                Verb::Write => libc::pwrite64(fd, s.address.cast(), length, s.offset as i64),
+                Verb::Read if s.offset == AT_POSITION => libc::read(fd, address, length),
+                Verb::Write if s.offset == AT_POSITION => libc::write(fd, address, length),
+                Verb::Read => libc::pread64(fd, address, length, s.offset as i64),
+                Verb::Write => libc::pwrite64(fd, address, length, s.offset as i64),
                 Verb::Fallocate(mode) => {
                     libc::fallocate64(fd, mode, s.offset as i64, s.length as i64) as isize
                 }

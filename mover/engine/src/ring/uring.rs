@@ -281,25 +281,24 @@ impl OneRing {
     }
 
     fn entry(&self, s: &Submission, fd: i32) -> squeue::Entry {
+        let address = s.memory.address();
         // One expression per verb, for the two kinds of file reference that the crate keeps apart as types.
         macro_rules! on_file {
             ($file:expr) => {
                 match s.verb {
                     Verb::Read if self.buffers_registered => {
-                        opcode::ReadFixed::new($file, s.address, s.length as u32, s.buffer)
+                        opcode::ReadFixed::new($file, address, s.length as u32, s.memory.buffer())
                             .offset(s.offset)
                             .build()
                     }
-                    Verb::Read => {
-                        opcode::Read::new($file, s.address, s.length as u32).offset(s.offset).build()
-                    }
+                    Verb::Read => opcode::Read::new($file, address, s.length as u32).offset(s.offset).build(),
                     Verb::Write if self.buffers_registered => {
-                        opcode::WriteFixed::new($file, s.address, s.length as u32, s.buffer)
+                        opcode::WriteFixed::new($file, address, s.length as u32, s.memory.buffer())
                             .offset(s.offset)
                             .build()
                     }
                     Verb::Write => {
-                        opcode::Write::new($file, s.address, s.length as u32).offset(s.offset).build()
+                        opcode::Write::new($file, address, s.length as u32).offset(s.offset).build()
                     }
                     Verb::Fallocate(mode) => {
                         opcode::Fallocate::new($file, s.length).offset(s.offset).mode(mode).build()

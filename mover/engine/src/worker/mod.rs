@@ -7,6 +7,7 @@
 //! ```
 //! No payload is copied: the buffer that the source's read filled is the buffer that the target's write is
 //! given. No lock, no allocation and no map stands in the loop; a slot's vectors keep their capacity.
+//! It stands in one file so that it can be read from top to bottom.
 
 mod salvage;
 mod shared;
@@ -23,7 +24,7 @@ use self::salvage::is_medium_error;
 pub use self::shared::{ReadErrors, Recorder, Segment};
 pub(crate) use self::shared::{Shared, SharedTask, order_of};
 
-use crate::arena::{Arena, BUFFERS};
+use crate::arena::{Arena, Memory};
 use crate::lane::{Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, SinkOperation};
 use crate::plan::{Item, Joined, cut_in_order, cut_request};
 use crate::pool::Pool;
@@ -359,15 +360,14 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn begin_read(&mut self, index: u16, from: u32, length: u32) {
         let slot = &self.slots[usize::from(index)];
         let (task, offset) = (slot.task, slot.start + u64::from(from));
-        let address = self.arena.at(self.place(index, from));
+        let memory = self.arena.memory(self.place(index, from));
         let operation = LaneOperation {
             kind: OperationKind::Read,
             slot: index,
             piece: 0,
             offset,
             length: u64::from(length),
-            address,
-            buffer: BUFFERS,
+            memory,
         };
         self.begin(task * 2, operation);
     }
@@ -387,8 +387,7 @@ impl<'r, 'a> Worker<'r, 'a> {
                 piece: 0,
                 offset: slot.start,
                 length: slot.length,
-                address: std::ptr::null_mut(),
-                buffer: BUFFERS,
+                memory: Memory::NONE,
             };
             slot.zeroes += 1;
             let lane = slot.task * 2 + 1;
@@ -553,7 +552,7 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     fn begin_write(&mut self, index: u16, at: u32, padded: u32, length: u32, piece: &mut u16) {
-        let address = self.arena.at(self.place(index, at));
+        let memory = self.arena.memory(self.place(index, at));
         let slot = &mut self.slots[usize::from(index)];
         slot.outstanding += 1;
         slot.written_bytes += u64::from(length);
@@ -564,8 +563,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             piece: *piece,
             offset: slot.start + u64::from(at),
             length: u64::from(padded),
-            address,
-            buffer: BUFFERS,
+            memory,
         };
         *piece += 1;
         let lane = slot.task * 2 + 1;
@@ -587,8 +585,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             piece: *piece,
             offset: slot.start + u64::from(at),
             length: u64::from(length),
-            address: std::ptr::null_mut(),
-            buffer: BUFFERS,
+            memory: Memory::NONE,
         };
         *piece += 1;
         let lane = slot.task * 2 + 1;

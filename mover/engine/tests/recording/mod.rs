@@ -136,12 +136,12 @@ pub struct State {
 impl State {
     fn begin(&self, operation: &LaneOperation, op: Op) {
         let thread = std::thread::current().id();
-        let call = Call { op, address: operation.address as usize, slot: operation.slot, thread };
+        let call = Call { op, address: operation.memory.address() as usize, slot: operation.slot, thread };
         self.calls.lock().unwrap().push(call);
         if matches!(op.0, Verbs::Read | Verbs::Write) {
             let mut flight = self.flight.lock().unwrap();
             let flight = flight.entry(thread).or_default();
-            let (slot, from) = (operation.slot, operation.address as usize);
+            let (slot, from) = (operation.slot, operation.memory.address() as usize);
             let to = from + op.2 as usize;
             if flight
                 .iter()
@@ -163,7 +163,7 @@ impl State {
         if matches!(op.0, Verbs::Read | Verbs::Write) {
             let mut flight = self.flight.lock().unwrap();
             let flight = flight.entry(std::thread::current().id()).or_default();
-            let buffer = (operation.slot, operation.address as usize, op.2);
+            let buffer = (operation.slot, operation.memory.address() as usize, op.2);
             let index = flight.iter().position(|&other| other == buffer).expect("it was begun");
             flight.swap_remove(index);
         }
@@ -334,13 +334,15 @@ impl RecordingLane {
             Verbs::Read => {
                 let done = length.min(self.end.unwrap_or(u64::MAX).saturating_sub(start));
                 // SAFETY: the buffer belongs to this read until it is finished.
-                let bytes = unsafe { std::slice::from_raw_parts_mut(operation.address, done as usize) };
+                let bytes =
+                    unsafe { std::slice::from_raw_parts_mut(operation.memory.address(), done as usize) };
                 self.state.content.fill(start, bytes);
                 io.finish(operation, Ok(done));
             }
             Verbs::Write => {
                 // SAFETY: the buffer belongs to this write until it is finished, and nobody writes to it.
-                let bytes = unsafe { std::slice::from_raw_parts(operation.address, length as usize) };
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(operation.memory.address(), length as usize) };
                 if bytes != self.state.content.bytes(start, length) {
                     self.state.wrong.lock().unwrap().push(start);
                 }

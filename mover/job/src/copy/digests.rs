@@ -26,6 +26,9 @@ impl DigestFile {
     /// folder cannot be written.
     pub fn create(path: &Path, force: bool) -> Result<Self> {
         let label = path.display().to_string();
+        if path.is_dir() || path.file_name().is_none() {
+            return Err(Error::usage("is no name of a file: --digest-out writes one").at(label));
+        }
         match std::fs::metadata(path) {
             Ok(meta) if !meta.is_file() => {
                 return Err(Error::refused(label, "is no regular file, so no place for digests")

@@ -294,7 +294,10 @@ fn task_options(run: &Run<'_>, pair: &OpenPair<'_>, pass: Pass) -> TaskOptions {
         source_access,
         sink_access,
         zero_run: match sparse {
-            Sparse::Auto if looks => Some(limits::ZERO_RUN_AUTO),
+            // Runs are looked for within requests, which may be smaller.
+            Sparse::Auto if looks => {
+                Some(limits::ZERO_RUN_AUTO.min(1 << run.settings.block_size.trailing_zeros()))
+            }
             Sparse::Always if looks => Some(limits::ZERO_RUN_ALWAYS),
             _ => None,
         },

@@ -133,9 +133,6 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
             return Err(Error::usage("--journal needs files or devices at both ends"));
         }
     }
-    if let Some(path) = &options.digest_out {
-        check_digest_place(path)?;
-    }
     let asks_for_bytes = [
         (options.verify, "--verify"),
         (options.digest_out.is_some(), "--digest-out"),
@@ -152,18 +149,6 @@ pub(super) fn check(options: &CopyOptions) -> Result<()> {
         )));
     }
     Ok(())
-}
-
-/// Whether a file of digests can be put there: hours later would be late to learn that it cannot.
-fn check_digest_place(path: &Path) -> Result<()> {
-    use nix::unistd::{AccessFlags, access};
-    let label = path.display().to_string();
-    if path.is_dir() || path.file_name().is_none() {
-        return Err(Error::usage("is no name of a file: --digest-out writes one").at(label));
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
-        .map_err(|errno| Error::os(Operation::Open, label, errno as i32))
 }
 
 /// Whether a pair's bytes may be left to the kernel.
