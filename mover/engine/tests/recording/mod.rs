@@ -305,14 +305,12 @@ struct RecordingLane {
 impl RecordingLane {
     fn tick(&self, io: &mut Io<'_>) {
         let Some((file, _)) = &self.ticker else { return };
-        let (address, buffer) = io.zeros();
         io.push(
             0,
             Submission {
                 verb: Verb::Read,
                 file: *file,
-                address,
-                buffer,
+                memory: io.zeros(),
                 length: 0,
                 offset: 0,
                 token: Token { lane: 0, aux: 0 },

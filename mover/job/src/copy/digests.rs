@@ -40,9 +40,7 @@ impl DigestFile {
             }
             _ => {}
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let temporary = tempfile::Builder::new().prefix(".mover-digests-").tempfile_in(folder);
-        let temporary = temporary.map_err(|error| Error::io(Operation::Open, &label, &error))?;
+        let temporary = temporary_beside(path, ".mover-digests-")?;
         Ok(DigestFile { path: path.to_owned(), label, temporary })
     }
 
@@ -96,4 +94,19 @@ fn holds_digests(path: &Path) -> bool {
     let mut begin = [0; FIRST.len()];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin));
     read.is_ok() && begin == FIRST.as_bytes()
+}
+
+/// A temporary file in the folder of `path`, from where it can be renamed to it.
+///
+/// # Errors
+/// `Unreachable` when the folder is not there or may not be written.
+pub(super) fn temporary_beside(path: &Path, prefix: &str) -> Result<tempfile::NamedTempFile> {
+    use nix::unistd::{AccessFlags, access};
+    let label = path.display().to_string();
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Asked first, as the error of what follows does not tell the errno.
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|errno| Error::os(Operation::Open, &label, errno as i32))?;
+    let temporary = tempfile::Builder::new().prefix(prefix).tempfile_in(folder);
+    temporary.map_err(|error| Error::io(Operation::Open, &label, &error))
 }

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::digests::temporary_beside;
 use super::spool::Record;
 
 const MAGIC: &[u8; 8] = b"MVRLEDGR";
@@ -221,8 +222,7 @@ pub fn create(path: &Path, header: &Header, replace: bool) -> Result<Ledger> {
     // Written beside and renamed, so that a journal is there whole or not at all. The lock is taken before it
     // has its name, so that no other run can find it without.
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".mover-journal-").tempfile_in(folder);
-    let temporary = temporary.map_err(|error| Error::io(Operation::Open, &label, &error))?;
+    let temporary = temporary_beside(path, ".mover-journal-")?;
     lock(temporary.as_file(), &label)?;
     temporary.as_file().write_all_at(&bytes, 0).map_err(io)?;
     temporary.as_file().sync_all().map_err(io)?;
