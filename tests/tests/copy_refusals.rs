@@ -789,7 +789,12 @@ fn a_journal_of_something_else_is_refused_and_everything_kept() {
     fails(with([&source, &precious], &journal).argument("--resume"), "wrong_identity", None, "");
     // One that is not there is no target to go on with, whatever the journal would say of it.
     let new = scratch.file("new");
-    fails(with([&source, &new], &journal).argument("--resume"), "wrong_identity", Some(&new), "not there any more");
+    fails(
+        with([&source, &new], &journal).argument("--resume"),
+        "wrong_identity",
+        Some(&new),
+        "not there any more",
+    );
     seen.unchanged(scratch.path());
 
     // A target that someone wrote to since.

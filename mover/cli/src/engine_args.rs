@@ -22,7 +22,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N")]
     queue_depth: Option<u16>,
 
-    /// Worker threads, each with its own ring, up to 256 [default: 2]
+    /// Worker threads, each with its own ring, up to 256 [default: one for each pair, two in memory]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 

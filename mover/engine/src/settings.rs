@@ -64,7 +64,7 @@ impl Default for Settings {
             block_size: limits::BLOCK_SIZE_DEFAULT,
             queue_depth: limits::REQUESTS_DEFAULT,
             bytes_in_flight: Some(limits::BYTES_IN_FLIGHT_DEFAULT),
-            workers: limits::WORKERS_DEFAULT,
+            workers: limits::WORKERS_PER_PAIR,
             backend: Backend::Uring,
             sqpoll: false,
             iopoll: false,

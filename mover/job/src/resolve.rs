@@ -168,13 +168,13 @@ fn choose_sizes(
             );
         }
     }
-    // One stream needs one worker; little data does not keep two busy.
-    let few = found.data_bytes.is_some_and(|bytes| bytes <= 8 * u64::from(settings.block_size));
+    // A stream needs one worker; little data does not keep several busy.
+    let few = is_little(found, settings);
     settings.workers = match options.workers {
         _ if found.sequential => 1,
         Some(workers) => workers,
         None if few => 1,
-        None => limits::WORKERS_DEFAULT.max(found.pairs).min(cpus),
+        None => (found.pairs * limits::WORKERS_PER_PAIR).clamp(1, cpus),
     };
     if found.sequential && options.workers.is_some_and(|workers| workers > 1) {
         choose("workers", "1".into(), "a stream is moved in order".into());
@@ -248,6 +248,11 @@ fn choose_sizes(
     Ok(())
 }
 
+/// Whether there is too little data for several workers.
+fn is_little(found: &Found, settings: &Settings) -> bool {
+    found.data_bytes.is_some_and(|bytes| bytes <= 8 * u64::from(settings.block_size))
+}
+
 /// Without a ring a worker has one operation in flight: depth becomes threads. Memory needs no depth at
 /// all, only CPUs, and blocks that stay in their caches between read and write.
 fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Settings, cpus: usize) {
@@ -258,8 +263,8 @@ fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Se
         return;
     }
     if found.memory_only {
-        if options.workers.is_none() && settings.workers > 1 {
-            settings.workers = cpus.min(limits::WORKERS_DEFAULT.max(found.pairs));
+        if options.workers.is_none() && !is_little(found, settings) {
+            settings.workers = cpus.min(limits::WORKERS_IN_MEMORY.max(found.pairs));
         }
         if options.block_size.is_none() {
             settings.block_size = limits::MEMORY_BLOCK_SIZE;

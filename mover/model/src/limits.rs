@@ -18,8 +18,11 @@ pub const BYTES_IN_FLIGHT_MAX: u64 = 1 << 30;
 /// Most requests in flight for each worker: the slot's index is part of the completion's token.
 pub const QUEUE_DEPTH_MAX: u16 = 1024;
 
-/// Workers when nothing is said: two streams keep one device busy, and each further one costs 8 MiB.
-pub const WORKERS_DEFAULT: usize = 2;
+/// Workers for each pair when nothing is said: one ring fills a device, and a second worker on it only adds
+/// CPU time and memory (perf-notes.md, "Workers").
+pub const WORKERS_PER_PAIR: usize = 1;
+/// Workers when every end lies in memory, where each transfer is a copy by a CPU.
+pub const WORKERS_IN_MEMORY: usize = 2;
 /// Most workers.
 pub const WORKERS_MAX: usize = 256;
 
