@@ -9,15 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mover_engine::capability::probe_direct;
-use mover_engine::sys::{
-    RAMFS_MAGIC, TMPFS_MAGIC, block_device_size, filesystem_magic, filesystem_name, is_read_only_device,
-};
+use mover_engine::sys::{RAMFS_MAGIC, TMPFS_MAGIC, filesystem_magic, filesystem_name, is_read_only_device};
 use mover_engine::{Alignment, Control, Sink, Source};
 use mover_model::event::Degradation;
 use mover_model::units::format_size;
 use mover_model::{Error, ErrorKind, Locator, Operation, Result};
 
-use crate::facts::device_facts;
+use crate::facts::{device_facts, size_of};
 use crate::file::{FileSink, FileSource, Handles, Identity, Zeroing};
 use crate::guard::{LOCK_POLL, has_writer, lock_target, lock_wait, refuse_loop_backing};
 use crate::null::Null;
@@ -443,24 +441,6 @@ fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, lab
         }
         None => Ok(()),
     }
-}
-
-/// Bytes of an open regular file or block device.
-pub(crate) fn size_of_file(file: &File, label: &str) -> Result<u64> {
-    let meta = file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?;
-    size_of(file, meta.file_type().is_block_device(), label)
-}
-
-fn size_of(file: &File, is_block: bool, label: &str) -> Result<u64> {
-    let size = if is_block {
-        block_device_size(file).map_err(|errno| Error::os(Operation::Stat, label, errno as i32))?
-    } else {
-        file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?.len()
-    };
-    if size > i64::MAX as u64 {
-        return Err(Error::new(ErrorKind::Usage, "is larger than 2^63 - 1 bytes").at(label));
-    }
-    Ok(size)
 }
 
 fn medium_of(file: &File, is_block: bool) -> Medium {

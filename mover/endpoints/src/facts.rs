@@ -4,7 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use mover_engine::sys::read_setting;
+use mover_engine::sys::{block_device_size, read_setting};
+use mover_model::{Error, ErrorKind, Operation, Result};
 use nix::sys::stat::{major, minor};
 
 /// A block device as `doctor` shows it and as polling and NUMA placement need it.
@@ -120,4 +121,23 @@ pub(crate) fn stable_name(number: u64) -> String {
         Some(partition) => format!("{name}:{partition}"),
         None => name,
     }
+}
+
+/// Bytes of an open regular file or block device.
+pub(crate) fn size_of_file(file: &File, label: &str) -> Result<u64> {
+    let meta = file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?;
+    size_of(file, meta.file_type().is_block_device(), label)
+}
+
+/// The same, where it is known what it is.
+pub(crate) fn size_of(file: &File, is_block: bool, label: &str) -> Result<u64> {
+    let size = if is_block {
+        block_device_size(file).map_err(|errno| Error::os(Operation::Stat, label, errno as i32))?
+    } else {
+        file.metadata().map_err(|error| Error::io(Operation::Stat, label, &error))?.len()
+    };
+    if size > i64::MAX as u64 {
+        return Err(Error::new(ErrorKind::Usage, "is larger than 2^63 - 1 bytes").at(label));
+    }
+    Ok(size)
 }

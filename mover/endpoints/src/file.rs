@@ -16,7 +16,7 @@ use mover_model::event::Degradation;
 use mover_model::{Error, Extent, Operation, Result, limits};
 
 use crate::extents::SeekExtents;
-use crate::facts::stable_name;
+use crate::facts::{size_of_file, stable_name};
 
 /// What a file was when it was opened: enough to tell later that it is another one, or was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Identity {
     pub fn of_path(path: &Path) -> Result<Self> {
         let label = path.display().to_string();
         let file = File::open(path).map_err(|error| Error::io(Operation::Open, &label, &error))?;
-        let size = crate::door::size_of_file(&file, &label)?;
+        let size = size_of_file(&file, &label)?;
         Identity::of(&file, size).map_err(|error| Error::io(Operation::Stat, &label, &error))
     }
 

@@ -28,6 +28,6 @@ pub mod xfs;
 
 pub use control::{Control, Rate};
 pub use lane::{Access, Alignment, Io, Lane, LaneSetup, Order, Sink, SinkOperation, Source};
-pub use run::{Outcome, Report, Task, TaskOptions, run};
+pub use run::{Outcome, Report, Task, run};
 pub use settings::{Backend, Settings};
-pub use worker::{ReadErrors, Recorder, Segment};
+pub use worker::{ReadErrors, Recorder, Segment, TaskOptions};

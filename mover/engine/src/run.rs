@@ -10,33 +10,12 @@ use mover_model::event::Latency;
 use mover_model::{Error, ErrorKind, Result};
 
 use crate::control::{Control, Rate};
-use crate::lane::{Access, Sink, Source};
+use crate::lane::{Sink, Source};
 use crate::queue::{Extents, Queue};
 use crate::settings::Settings;
 use crate::stats::{Counters, LatencyHistogram};
 use crate::sys;
-use crate::worker::{ReadErrors, Recorder, Shared, SharedTask, Worker, WorkerStats, order_of};
-
-/// How one task is moved.
-#[derive(Debug, Clone, Copy)]
-pub struct TaskOptions {
-    /// How the source is read.
-    pub source_access: Access,
-    /// How the sink is written.
-    pub sink_access: Access,
-    /// Least length of a run of zeros in data that is not written (a power of two); `None`: not looked for.
-    pub zero_run: Option<u32>,
-    /// Zeros are not sent to the sink: it reads as zeros where nothing is written.
-    pub skip_zeros: bool,
-    /// Zeros and holes stay allocated on the target.
-    pub keep_allocated: bool,
-    /// Take a digest of each segment.
-    pub digest: bool,
-    /// Neighbours closer than this are read in one request; 0 where the bytes between are not to be touched.
-    pub join_gap: u32,
-    /// What to do about what cannot be read.
-    pub read_errors: ReadErrors,
-}
+use crate::worker::{Recorder, Shared, SharedTask, TaskOptions, Worker, WorkerStats, order_of};
 
 /// Makes the recorder of a worker.
 pub type RecorderFactory<'a> = Box<dyn Fn() -> Box<dyn Recorder + 'a> + Sync + 'a>;

@@ -21,7 +21,7 @@ use crossbeam_deque::Worker as Deque;
 use mover_model::{Error, ErrorKind, Extent, ExtentKind, Operation, Result, limits};
 
 use self::salvage::is_medium_error;
-pub use self::shared::{ReadErrors, Recorder, Segment};
+pub use self::shared::{ReadErrors, Recorder, Segment, TaskOptions};
 pub(crate) use self::shared::{Shared, SharedTask, order_of};
 
 use crate::arena::{Arena, Memory};

@@ -6,11 +6,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use mover_model::{Digest, Error};
 
 use crate::control::{Control, Rate};
-use crate::lane::{Order, Sink, Source};
+use crate::lane::{Access, Order, Sink, Source};
 use crate::queue::{Queue, Tasks};
-use crate::run::TaskOptions;
 use crate::settings::Settings;
 use crate::stats::Counters;
+
+/// How one task is moved.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskOptions {
+    /// How the source is read.
+    pub source_access: Access,
+    /// How the sink is written.
+    pub sink_access: Access,
+    /// Least length of a run of zeros in data that is not written (a power of two); `None`: not looked for.
+    pub zero_run: Option<u32>,
+    /// Zeros are not sent to the sink: it reads as zeros where nothing is written.
+    pub skip_zeros: bool,
+    /// Zeros and holes stay allocated on the target.
+    pub keep_allocated: bool,
+    /// Take a digest of each segment.
+    pub digest: bool,
+    /// Neighbours closer than this are read in one request; 0 where the bytes between are not to be touched.
+    pub join_gap: u32,
+    /// What to do about what cannot be read.
+    pub read_errors: ReadErrors,
+}
 
 /// What happens when a part of the source cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,42 +5,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use mover_endpoints::{Medium, device_of_path};
-use mover_engine::stats::Counters;
 use mover_engine::{
     Access, Control, Rate, ReadErrors, Report, Settings, Task, TaskOptions, run as run_engine,
 };
 use mover_model::event::{Event, Moved, PairResult, Plan, RunResult, Status};
 use mover_model::{Error, ErrorKind, Locator, Operation, Result, limits};
 
+use super::context::{Run, bad};
 use super::digests::DigestFile;
 use super::extents::{Pass, PassExtents};
 use super::journal;
 use super::ledger::Ledger;
 use super::offload::offload;
 use super::open::{self, OpenPair};
-use super::record::{BadExtents, CopyRecorder, join_bad};
+use super::record::{BadExtents, CopyRecorder};
 use super::spool::{Record, Spool};
 use super::{CopyOptions, Offload, Sparse, verify};
 use crate::Emit;
 use crate::progress::Ticker;
 use crate::resolve::{Found, resolve};
-
-/// Everything that the steps of one copy share.
-pub(super) struct Run<'a> {
-    pub options: &'a CopyOptions,
-    pub settings: Settings,
-    pub rate: Option<Rate>,
-    pub control: &'a Control,
-    pub emit: Emit<'a>,
-    pub ticker: &'a Ticker<'a>,
-    /// Digests of what arrived, when someone will ask for them.
-    pub spool: Option<Spool>,
-    pub bad: BadExtents,
-    /// Whether a stop left work undone.
-    pub cut_short: AtomicBool,
-    /// Latencies of the main pass.
-    pub report: Mutex<Option<Report>>,
-}
 
 /// Runs the copy; what moved and how each pair ended goes to `result`, an error of the run as a whole is returned.
 pub(super) fn execute(
@@ -500,10 +483,6 @@ fn sum(pairs: &[OpenPair<'_>]) -> Moved {
     total
 }
 
-pub(super) fn bad(run: &Run<'_>) -> Vec<mover_model::event::BadExtent> {
-    join_bad(run.bad.lock().unwrap_or_else(|p| p.into_inner()).clone())
-}
-
 fn pair_result(pair: &OpenPair<'_>, flushed: bool) -> PairResult {
     let error = pair.error.lock().unwrap_or_else(|p| p.into_inner()).clone();
     PairResult {
@@ -545,14 +524,4 @@ fn fill(result: &mut RunResult, run: &Run<'_>, pairs: &[OpenPair<'_>], flushed: 
         result.read_latency = report.read_latency;
         result.write_latency = report.write_latency;
     }
-}
-
-/// Counts bytes that were read back and agreed.
-pub(super) fn add_verified(pair: &OpenPair<'_>, bytes: u64) {
-    pair.extra.lock().unwrap_or_else(|p| p.into_inner()).verified_bytes += bytes;
-}
-
-/// Counters that nobody reads.
-pub(super) fn discarded_counters() -> Counters {
-    Counters::default()
 }

@@ -1,5 +1,6 @@
 //! `mover copy`.
 
+mod context;
 mod digests;
 mod execute;
 mod extents;

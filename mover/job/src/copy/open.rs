@@ -65,6 +65,11 @@ impl OpenPair<'_> {
         self.target.sink.order() == Order::Sequential
     }
 
+    /// Counts bytes that were read back and agreed.
+    pub fn add_verified(&self, bytes: u64) {
+        self.extra.lock().unwrap_or_else(|p| p.into_inner()).verified_bytes += bytes;
+    }
+
     /// What moved so far.
     pub fn moved(&self) -> Moved {
         let mut moved = self.counters.moved();

@@ -6,10 +6,11 @@ use std::sync::Mutex;
 
 use mover_endpoints::{Null, OpenOptions, OpenSource, open_source};
 use mover_engine::queue::Extents;
+use mover_engine::stats::Counters;
 use mover_engine::{Access, ReadErrors, Recorder, Segment, Task, TaskOptions, run as run_engine, transform};
 use mover_model::{Digest, Error, ErrorKind, Extent, ExtentKind, Operation, Result};
 
-use super::execute::{Run, add_verified, bad, discarded_counters};
+use super::context::{Run, bad};
 use super::open::OpenPair;
 use super::spool::{Record, Sorted, Spool};
 
@@ -101,7 +102,7 @@ impl Check<'_> {
     }
 
     fn read(&self, source: &OpenSource, access: Access, extents: Extents<'_>) -> Result<()> {
-        let counters = discarded_counters();
+        let counters = Counters::default();
         let sink = Null { size: None };
         let task = Task {
             source: &*source.source,
@@ -134,7 +135,7 @@ impl Recorder for CheckRecorder<'_> {
     fn finished(&mut self, segment: &Segment) {
         let expected = self.0.expected.lock().unwrap_or_else(|p| p.into_inner()).remove(&segment.start);
         if expected.is_some() && expected == segment.digest {
-            add_verified(self.0.pair, segment.length);
+            self.0.pair.add_verified(segment.length);
         } else {
             let mut differing = self.0.differing.lock().unwrap_or_else(|p| p.into_inner());
             differing.push((segment.start, segment.length));
@@ -224,7 +225,7 @@ impl<'a> Feed<'a> {
             }
             self.allocated.next();
         }
-        add_verified(self.check.pair, proven);
+        self.check.pair.add_verified(proven);
         Ok(())
     }
 }
