@@ -42,7 +42,7 @@ pub struct EngineArgs {
     #[arg(long)]
     iopoll: bool,
 
-    /// Huge pages for the buffers
+    /// Huge pages for the buffers: on takes them from the kernel's pool where it has enough
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     hugepages: HugePagesArg,
 
@@ -91,9 +91,10 @@ impl EngineArgs {
             iopoll: self.iopoll,
             huge_pages: match self.hugepages {
                 HugePagesArg::Auto => HugePages::Auto,
-                HugePagesArg::Required => HugePages::Required,
+                HugePagesArg::On | HugePagesArg::Required => HugePages::Pool,
                 HugePagesArg::Off => HugePages::Off,
             },
+            huge_pages_required: matches!(self.hugepages, HugePagesArg::Required),
             cpus: self.cpus.clone().unwrap_or_default().0,
             numa: self.numa.unwrap_or(Numa::Off),
             rate: self.rate,
@@ -139,6 +140,7 @@ enum DirectArg {
 enum HugePagesArg {
     #[default]
     Auto,
+    On,
     Required,
     Off,
 }
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!(options.memory_limit, Some(1 << 30));
         assert_eq!(options.direct, Direct::Required);
         assert!(options.sqpoll && options.iopoll && !options.register);
-        assert_eq!(options.huge_pages, HugePages::Required);
+        assert_eq!((options.huge_pages, options.huge_pages_required), (HugePages::Pool, true));
         assert_eq!(options.cpus, [0, 2, 3, 4, 5]);
         assert_eq!(options.numa, Numa::Node(1));
         assert_eq!(options.rate, Some(200 << 20));

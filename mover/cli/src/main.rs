@@ -14,6 +14,7 @@
 //! SIGPIPE is ignored from the start (the standard library does so): a reader that vanishes shows as EPIPE.
 #![deny(unsafe_code)]
 
+mod bare;
 mod bench;
 mod copy;
 #[cfg(test)]
@@ -29,7 +30,6 @@ mod tune;
 mod usage;
 mod version;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -81,7 +81,7 @@ struct Completions {
 }
 
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let args = bare::fill(std::env::args_os());
     let code = match Cli::try_parse_from(&args) {
         Ok(cli) => dispatch(cli.verb),
         Err(error) => usage::report(&error, &args),

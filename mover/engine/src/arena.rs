@@ -77,7 +77,7 @@ impl Arena {
             unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }
                 .map(NonNull::cast::<u8>)
         };
-        if huge_pages == HugePages::Required {
+        if huge_pages == HugePages::Pool {
             let mapped = wanted.next_multiple_of(HUGE_PAGE);
             let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_HUGETLB | MapFlags::MAP_POPULATE;
             if let Ok(mapping) = map(mapped, flags) {

@@ -26,8 +26,8 @@ impl Backend {
 pub enum HugePages {
     /// Transparent huge pages where the kernel has them to give; nothing is said when it has none.
     Auto,
-    /// Pages of the kernel's hugetlb pool; a downgrade when it has none.
-    Required,
+    /// Pages of the kernel's hugetlb pool; a downgrade when it has too few.
+    Pool,
     /// Ordinary pages.
     Off,
 }

@@ -37,6 +37,8 @@ pub struct EngineOptions {
     pub iopoll: bool,
     /// `--hugepages`.
     pub huge_pages: HugePages,
+    /// `--hugepages required`: an error where the pool has too few.
+    pub huge_pages_required: bool,
     /// `--cpus`: CPUs that workers are pinned to, in turn.
     pub cpus: Vec<usize>,
     /// `--numa`.
@@ -60,6 +62,7 @@ impl Default for EngineOptions {
             sqpoll: false,
             iopoll: false,
             huge_pages: HugePages::Auto,
+            huge_pages_required: false,
             cpus: Vec::new(),
             numa: Numa::Off,
             rate: None,

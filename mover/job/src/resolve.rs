@@ -54,6 +54,9 @@ pub fn resolve(options: &EngineOptions, found: &Found, control: &Control) -> Res
     };
     choose_rings(options, found, control, &mut settings, &mut choose);
     choose_sizes(options, found, &mut settings, &mut choose)?;
+    if options.huge_pages_required {
+        require_huge_pages(&settings)?;
+    }
     settings.cpus = choose_cpus(options, found, control, &mut choose);
     Ok(Resolved { settings, choices })
 }
@@ -246,6 +249,23 @@ fn choose_sizes(
         spread_over_threads(options, found, settings, cpus);
     }
     Ok(())
+}
+
+/// Refuses to begin where the pool of huge pages has too few for all workers.
+fn require_huge_pages(settings: &Settings) -> Result<()> {
+    const HUGE_PAGE: u64 = 2 << 20;
+    let free = read_setting("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+        .and_then(|text| text.parse::<u64>().ok())
+        .unwrap_or(0);
+    let each = (settings.worker_bytes() + mover_engine::arena::ZERO_BLOCK_BYTES as u64).div_ceil(HUGE_PAGE);
+    let needed = settings.workers as u64 * each;
+    if free >= needed {
+        return Ok(());
+    }
+    let message =
+        format!("huge pages are required: {needed} of 2 MiB are needed, and the pool has {free} free");
+    Err(Error::new(mover_model::ErrorKind::Downgrade, message)
+        .hint(format!("sysctl vm.nr_hugepages={needed}; or --hugepages on, which goes on without")))
 }
 
 /// Whether there is too little data for several workers.

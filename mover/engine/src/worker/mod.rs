@@ -117,7 +117,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         let mut ring = Ring::new(settings, shared.control)?;
         let bytes = settings.worker_bytes() as usize;
         let arena = Arena::new(bytes, settings.huge_pages)?;
-        if settings.huge_pages == HugePages::Required && !arena.is_huge() {
+        if settings.huge_pages == HugePages::Pool && !arena.is_huge() {
             shared.control.degrade(mover_model::event::Degradation {
                 about: "huge_pages".into(),
                 wanted: "buffers in huge pages".into(),

@@ -242,7 +242,7 @@ pub(super) fn preflight(settings: &mover_engine::Settings, control: &Control) ->
         let mut ring = mover_engine::ring::Ring::new(settings, control)?;
         let huge = settings.huge_pages;
         let arena = Arena::new(settings.worker_bytes() as usize, huge)?;
-        if huge == HugePages::Required && !arena.is_huge() {
+        if huge == HugePages::Pool && !arena.is_huge() {
             return Err(Error::new(
                 ErrorKind::Downgrade,
                 "huge pages are required and the pool has too few free",
