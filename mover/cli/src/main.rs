@@ -106,6 +106,8 @@ fn dispatch(verb: Verb) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
 
     #[test]
