@@ -219,7 +219,7 @@ fn assert_peak(outcome: &Outcome, ceiling: u64) {
     assert!(peak <= ceiling, "{:.1} MiB of memory, {:.1} are allowed\n{outcome}", mib(peak), mib(ceiling));
 }
 
-/// The ceiling of contracts: 32 MiB at two workers, 8 MiB more for each further one.
+/// The ceiling: 32 MiB at two workers, 8 MiB more for each further one.
 fn ceiling(outcome: &Outcome) -> u64 {
     let workers = outcome.events("plan")[0]["workers"].as_u64().unwrap();
     32 * MIB + workers.saturating_sub(2) * 8 * MIB

@@ -117,7 +117,7 @@ fn one_path(text: &mut String, report: &PathReport) {
     }
     if let Some(plan) = &report.plan {
         let used = format!(
-            "{}, {}, {} × depth {} × {} workers = {} of buffers",
+            "{}, {}, blocks of {}, up to {} requests for each of {} worker(s), {} of buffers",
             plan.backend,
             plan.access,
             format_size(plan.block_size.into()),

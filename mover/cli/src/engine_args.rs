@@ -14,19 +14,19 @@ use mover_model::{Error, Result};
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineArgs {
-    /// Bytes of one request, a multiple of 4K up to 32M [default: 1M]
+    /// Bytes of one request, a multiple of 4K up to 32M [default: what suits the verb; 1M for copy]
     #[arg(long, value_name = "SIZE", value_parser = block_size)]
     block_size: Option<u32>,
 
-    /// Requests in flight for each worker, up to 1024 [default: 8 MiB of them, 64 at most]
+    /// Requests in flight for each worker, up to 1024 [default: what suits the verb; 8 MiB of them for copy, 64 at most]
     #[arg(long, value_name = "N")]
     queue_depth: Option<u16>,
 
-    /// Worker threads, each with its own ring, up to 256 [default: one for each pair, two in memory]
+    /// Worker threads, each with its own ring, up to 256 [default: one for each pair or path, two in memory]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 
-    /// Memory that the whole process may use, at least 8M [default: 32M for two workers, 8M for each more]
+    /// Memory that the whole process may use, at least 8M [default: 24M, 32M for two workers, 8M for each more]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory_limit: Option<u64>,
 

@@ -36,7 +36,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Moves disks and disk images at the speed of the device.
 #[derive(Parser)]
-#[command(name = "mover", version, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(name = "mover", version, arg_required_else_help = true)]
 #[command(
     after_help = "Sizes are written 4K, 1M, 2GiB. Exit codes: 0 done, 2 usage, 5 refused; all of them \
                         are in docs/exit-codes.md."

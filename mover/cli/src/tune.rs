@@ -151,7 +151,7 @@ fn line(text: &mut String, name: &str, cell: Option<&TuneCell>) {
     let Some(cell) = cell else { return };
     let _ = writeln!(
         text,
-        "{name:<9} {:>6.2} GB/s  {:>7} × depth {:<3} × {} workers  = {} of buffers",
+        "{name:<9} {:>6.2} GB/s  {:>7} × depth {:<3} × workers {}  = {} of buffers",
         cell.gb_per_second,
         format_size(cell.block_size.into()),
         cell.queue_depth,

@@ -268,7 +268,7 @@ impl Zeroing {
     }
 }
 
-// The order of contracts: FALLOC_FL_PUNCH_HOLE, then BLKZEROOUT, then writes. BLKDISCARD never stands for
+// The cheapest first: FALLOC_FL_PUNCH_HOLE, then BLKZEROOUT, then writes. BLKDISCARD never stands for
 // zeros. On a block device FALLOC_FL_ZERO_RANGE *is* BLKZEROOUT (block/fops.c: blkdev_fallocate), with the
 // advantage that it goes through the ring; on a file it zeroes and keeps the allocation.
 const METHODS: [Option<i32>; 3] = [

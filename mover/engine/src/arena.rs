@@ -133,7 +133,7 @@ impl Arena {
     /// # Safety
     /// The kernel must not be writing to them: their read has completed.
     pub unsafe fn slice(&self, offset: usize, length: usize) -> &[u8] {
-        assert!(offset + length <= self.bytes);
+        assert!(offset <= self.bytes && length <= self.bytes - offset);
         // SAFETY: inside the mapping, initialised (mappings are zeroed), and not written to meanwhile, by contract.
         unsafe { std::slice::from_raw_parts(self.at(offset), length) }
     }
@@ -143,7 +143,7 @@ impl Arena {
     /// # Safety
     /// The kernel must not be using the range.
     pub unsafe fn clear(&mut self, offset: usize, length: usize) {
-        assert!(offset + length <= self.bytes);
+        assert!(offset <= self.bytes && length <= self.bytes - offset);
         // SAFETY: inside the mapping, and not in use, by contract.
         unsafe { std::ptr::write_bytes(self.at(offset), 0, length) }
     }

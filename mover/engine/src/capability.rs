@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd;
 
-use mover_model::{Error, Result};
+use mover_model::{Error, Result, limits};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -91,6 +91,25 @@ pub fn probe() -> Capabilities {
             .unwrap_or_else(|| "none".to_owned()),
         cpus: available_cpus(),
     }
+}
+
+/// Whether this process may lock memory past its limit: CAP_IPC_LOCK is among the effective capabilities.
+pub fn may_lock_memory() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let status = sys::read_setting("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << CAP_IPC_LOCK) != 0
+}
+
+/// Bytes of buffers that this process may register; `None`: no limit but memory itself. Rings and the block of
+/// zeros come out of the same limit.
+pub fn registrable_bytes() -> Option<u64> {
+    let (limit, _) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    if limit == libc::RLIM_INFINITY || may_lock_memory() {
+        return None;
+    }
+    Some(limit.saturating_sub(limits::LOCKED_OVERHEAD))
 }
 
 /// CPUs this process may run on.

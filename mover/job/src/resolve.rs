@@ -1,7 +1,7 @@
 //! From what the user said and what was found to the settings of a run, with a reason for every choice.
 
 use mover_endpoints::{DeviceFacts, Direct};
-use mover_engine::capability::{available_cpus, probe_uring};
+use mover_engine::capability::{available_cpus, probe_uring, registrable_bytes};
 use mover_engine::sys::read_setting;
 use mover_engine::{Backend, Control, Settings};
 use mover_model::event::{Degradation, Event};
@@ -240,6 +240,7 @@ fn choose_sizes(
                 "the memory ceiling leaves room for no more".into(),
             );
         }
+        let bytes = within_locked_memory(bytes, settings, choose);
         // No buffer that nothing will ever be read into.
         let needed =
             found.data_bytes.map(|data| data.div_ceil(settings.workers as u64).next_multiple_of(block));
@@ -249,6 +250,25 @@ fn choose_sizes(
         spread_over_threads(options, found, settings, cpus);
     }
     Ok(())
+}
+
+/// As much as may be registered, where that is enough to work with: an ordinary user's limit of 8 MiB is just
+/// short of the default, and registered buffers are worth more than the eighth block.
+fn within_locked_memory(
+    bytes: u64,
+    settings: &Settings,
+    choose: &mut impl FnMut(&str, String, String),
+) -> u64 {
+    let block = u64::from(settings.block_size);
+    let uses = settings.backend == Backend::Uring && settings.register;
+    let Some(lockable) = registrable_bytes().filter(|_| uses) else { return bytes };
+    let share = lockable / settings.workers as u64 / block * block;
+    // Less than a quarter would cost more than registration brings.
+    if share >= bytes || share < bytes / 4 || share == 0 {
+        return bytes;
+    }
+    choose("bytes_in_flight", format_size(share), "the limit on locked memory lets no more be registered".into());
+    share
 }
 
 /// Refuses to begin where the pool of huge pages has too few for all workers.

@@ -209,12 +209,6 @@ impl Error {
         self
     }
 
-    /// The same error under another kind.
-    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
-        self.0.kind = kind;
-        self
-    }
-
     /// Its kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

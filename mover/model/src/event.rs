@@ -230,6 +230,36 @@ pub struct Moved {
     pub zeroes: u64,
 }
 
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, other: Moved) {
+        // Taken apart, so that a new field cannot be forgotten here.
+        let Moved {
+            read_bytes,
+            written_bytes,
+            zero_bytes,
+            zero_found_bytes,
+            copied_bytes,
+            offloaded_bytes,
+            resumed_bytes,
+            verified_bytes,
+            reads,
+            writes,
+            zeroes,
+        } = other;
+        self.read_bytes += read_bytes;
+        self.written_bytes += written_bytes;
+        self.zero_bytes = self.zero_bytes.saturating_add(zero_bytes);
+        self.zero_found_bytes += zero_found_bytes;
+        self.copied_bytes += copied_bytes;
+        self.offloaded_bytes += offloaded_bytes;
+        self.resumed_bytes = self.resumed_bytes.saturating_add(resumed_bytes);
+        self.verified_bytes = self.verified_bytes.saturating_add(verified_bytes);
+        self.reads += reads;
+        self.writes += writes;
+        self.zeroes += zeroes;
+    }
+}
+
 /// The outcome of one pair.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairResult {

@@ -82,7 +82,9 @@ pub const WAIT_MS: u64 = 100;
 /// Extents that a list from outside may hold; 48 bytes of text each at least, 16 bytes in memory.
 pub const EXTENTS_MAX: usize = 64 << 20;
 
-/// Least `--memory-limit`: code, stacks and rings take half of it.
+/// Locked memory that is not buffers: rings, the block of zeros of each worker.
+pub const LOCKED_OVERHEAD: u64 = 1 << 20;
+/// Least `--memory-limit`: code, stacks and rings take most of it.
 pub const MEMORY_LIMIT_MIN: u64 = 8 << 20;
 /// Memory of the process that is not buffers, at most: what `--memory-limit` leaves out of them.
 pub const MEMORY_OVERHEAD: u64 = 16 << 20;

@@ -306,7 +306,7 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
             }
             continue;
         };
-        // A clone of a file that is being written stalls its writer (contracts: reflink of many extents).
+        // A clone of a file that is being written stalls its writer (two GiB in 262,000 extents: 4.4 s).
         if !always && pair.source.warning.is_some() {
             continue;
         }
@@ -466,20 +466,7 @@ fn total_bytes(pairs: &[OpenPair<'_>]) -> Option<u64> {
 
 fn sum(pairs: &[OpenPair<'_>]) -> Moved {
     let mut total = Moved::default();
-    for pair in pairs {
-        let moved = pair.moved();
-        total.read_bytes += moved.read_bytes;
-        total.written_bytes += moved.written_bytes;
-        total.zero_bytes += moved.zero_bytes;
-        total.zero_found_bytes += moved.zero_found_bytes;
-        total.copied_bytes += moved.copied_bytes;
-        total.offloaded_bytes += moved.offloaded_bytes;
-        total.resumed_bytes += moved.resumed_bytes;
-        total.verified_bytes += moved.verified_bytes;
-        total.reads += moved.reads;
-        total.writes += moved.writes;
-        total.zeroes += moved.zeroes;
-    }
+    pairs.iter().for_each(|pair| total += pair.moved());
     total
 }
 

@@ -118,7 +118,7 @@ pub fn look() -> (System, Capabilities) {
         },
         registered_buffers: Fact::of(&found.registered_buffers),
         memlock_bytes: found.memlock,
-        memlock_exempt: may_lock_past_the_limit(),
+        memlock_exempt: mover_engine::capability::may_lock_memory(),
         huge_page_pools: pools(),
         transparent_huge_pages: chosen(&found.transparent_huge_pages).to_owned(),
         cpus_available: found.cpus,
@@ -126,15 +126,6 @@ pub fn look() -> (System, Capabilities) {
         numa_nodes: nodes(),
     };
     (system, found)
-}
-
-/// Whether CAP_IPC_LOCK is among the effective capabilities.
-fn may_lock_past_the_limit() -> bool {
-    const CAP_IPC_LOCK: u32 = 14;
-    let status = read_setting("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask & (1 << CAP_IPC_LOCK) != 0
 }
 
 /// The word in brackets of `always [madvise] never`; all of it where there is none.
