@@ -167,7 +167,7 @@ fn little_locked_memory_only_costs_the_registration() {
     scratch.open_to_all();
     let source = data_file(&scratch, "source", 48 * MIB);
     fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).unwrap();
-    for (name, bytes) in [("8m", 8 * MIB), ("64k", 64 * KIB)] {
+    for (name, bytes) in [("1m", MIB), ("64k", 64 * KIB)] {
         let target = scratch.file(name);
         let arguments = ["--backend", "io_uring", "--workers", "2", "--verify"];
         let outcome = need!(run_with_memlock(bytes, || copy([&source, &target]).arguments(arguments)));
@@ -186,6 +186,24 @@ fn little_locked_memory_only_costs_the_registration() {
         assert_eq!(outcome.result()["error"]["kind"], "downgrade");
         assert!(!scratch.file("strict").exists());
         fs::remove_file(&target).unwrap();
+    }
+}
+
+#[test]
+fn the_usual_limit_of_an_ordinary_user_is_kept_to() {
+    let _turn = ONE_USER.lock().unwrap_or_else(PoisonError::into_inner);
+    let scratch = ScratchDir::new();
+    scratch.open_to_all();
+    let source = data_file(&scratch, "source", 48 * MIB);
+    fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).unwrap();
+    for workers in ["1", "2"] {
+        let target = scratch.file(workers);
+        let arguments = ["--backend", "io_uring", "--workers", workers, "--verify", "--strict"];
+        let outcome = need!(run_with_memlock(8 * MIB, || copy([&source, &target]).arguments(arguments)));
+        outcome.assert_code(0);
+        assert_same(&source, &target);
+        assert!(degraded(&outcome).is_empty());
+        assert!(outcome.events("plan")[0]["buffer_bytes"].as_u64().unwrap() <= 7 * MIB);
     }
 }
 

@@ -1,7 +1,7 @@
 //! `mover copy --journal` and `--resume`: killed, interrupted, lied to, and gone on with.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use mover_tests::faulty::FaultyFile;
 use mover_tests::layout::{Content, Layout, Shape, data};
 use mover_tests::need;
 use mover_tests::outcome::Outcome;
-use mover_tests::process::Run;
+use mover_tests::process::{Run, Running};
 use mover_tests::rng::{Rng, seed};
 use mover_tests::scratch::ScratchDir;
 use mover_tests::volume::{Filesystem, LoopDevice, LoopOptions};
@@ -104,6 +104,16 @@ fn settled(run: impl Fn() -> Run) -> Outcome {
 
 fn number(result: &Value, name: &str) -> u64 {
     result["moved"][name].as_u64().unwrap()
+}
+
+/// Waits until the run has written to its target, a file that it made.
+#[track_caller]
+fn await_data(running: &mut Running, target: &Path) {
+    let begin = Instant::now();
+    while fs::metadata(target).map_or(0, |data| data.blocks()) == 0 {
+        let ended = running.ended_within(Duration::from_millis(5));
+        assert!(!ended && begin.elapsed() < Duration::from_secs(60), "no data came (ended: {ended})");
+    }
 }
 
 /// Every byte was moved by this run or by an earlier one, and by one of them only.
@@ -324,12 +334,13 @@ fn signals_interrupt_and_the_journal_allows_to_resume() {
         let job = job_in(&scratch);
         let layout = Layout::of(5, &[(16 * MIB + 5, Content::Data)]);
         layout.write(&job.source).unwrap();
-        let running = job.run("--rate 16M").start();
-        std::thread::sleep(Duration::from_millis(400));
+        // It would run for 16 s.
+        let mut running = job.run("--rate 1M").start();
+        await_data(&mut running, &job.target);
         running.signal(signal);
         let begin = Instant::now();
         let outcome = running.wait();
-        assert!(begin.elapsed() < Duration::from_secs(3), "{outcome}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{outcome}");
         outcome.assert_code(7);
         let error = outcome.result()["error"].clone();
         assert_eq!((&error["kind"], &error["retryable"]), (&"interrupted".into(), &true.into()), "{outcome}");
@@ -346,9 +357,11 @@ fn without_a_journal_a_signal_is_a_failure() {
     let layout = Layout::of(5, &[(16 * MIB, Content::Data)]);
     layout.write(&scratch.file("source")).unwrap();
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let run = Run::mover(["copy", "--json", "--force", "--rate", "8M"]).argument(scratch.file("source"));
-        let running = run.argument(scratch.file("target")).start();
-        std::thread::sleep(Duration::from_millis(300));
+        // A target of its own, so that its data is that of this run.
+        let target = scratch.file(&format!("target{signal}"));
+        let run = Run::mover(["copy", "--json", "--rate", "1M"]).argument(scratch.file("source"));
+        let mut running = run.argument(&target).start();
+        await_data(&mut running, &target);
         running.signal(signal);
         let outcome = running.wait();
         outcome.assert_code(1);

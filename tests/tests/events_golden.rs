@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mover_tests::fault::Fault;
 use mover_tests::faulty::FaultyFile;
@@ -240,8 +240,13 @@ fn events_of_runs_keep_to_their_schemas() {
         events.extend(envelope(&outcome));
     }
     // One that is stopped: a pair with an error of its own.
-    let mut stopped = copy(&["disk", "stopped", "--rate", "256K", "--offload", "never"], &scratch).start();
-    stopped.ended_within(Duration::from_millis(700));
+    let slow = ["disk", "stopped", "--rate", "256K", "--offload", "never", "--events", "seen"];
+    let mut stopped = copy(&slow, &scratch).start();
+    let begin = Instant::now();
+    while !fs::read_to_string(scratch.file("seen")).is_ok_and(|seen| seen.contains("\"type\":\"phase\"")) {
+        let ended = stopped.ended_within(Duration::from_millis(5));
+        assert!(!ended && begin.elapsed() < Duration::from_secs(60), "no phase began (ended: {ended})");
+    }
     stopped.signal(libc::SIGTERM);
     let outcome = stopped.wait();
     outcome.assert_code(1);

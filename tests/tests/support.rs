@@ -268,5 +268,5 @@ fn memory_and_processor_time_are_those_of_the_child() {
     let peak = outcome.assert_code(0).peak_rss_bytes;
     assert!((90 * MIB..150 * MIB).contains(&peak), "{peak} bytes");
     let time = child_run("spin").run().assert_code(0).cpu_time();
-    assert!((Duration::from_millis(190)..Duration::from_secs(2)).contains(&time), "{time:?}");
+    assert!((Duration::from_millis(190)..Duration::from_secs(10)).contains(&time), "{time:?}");
 }

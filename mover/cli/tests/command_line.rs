@@ -245,7 +245,7 @@ fn a_signal_ends_a_run_soon_and_a_journal_makes_the_code_7() {
         let mut rest = Vec::new();
         stdout.read_to_end(&mut rest).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(code));
-        assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(24), "{:?}", begin.elapsed());
         let last = lines(&rest).pop().unwrap();
         assert_eq!((&last["type"], &last["error"]["kind"]), (&"result".into(), &kind.into()));
     }
@@ -270,7 +270,7 @@ fn a_second_signal_ends_a_run_that_is_stuck() {
     term(&child);
     stdout.read_to_string(&mut text).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
     let last = lines(text.as_bytes()).pop().unwrap();
     assert_eq!((&last["type"], &last["error"]["kind"]), (&"result".into(), &"stopped".into()), "{text}");
     drop(keep_open);

@@ -223,13 +223,20 @@ impl UringPair {
 }
 
 impl Drop for UringPair {
-    /// The kernel tears a closed ring down later, in its own time, and until then keeps the files it knows:
-    /// a device that was just written would still be busy for whoever mounts it next.
+    /// The kernel tears a closed ring down later, in its own time. Until then it keeps the files it knows, and a
+    /// device that was just written would still be busy for whoever mounts it next; and the locked memory, of
+    /// which an ordinary user's next ring would find too little.
     fn drop(&mut self) {
         for ring in std::iter::once(&mut self.data).chain(&mut self.plain) {
-            if ring.files_registered && ring.in_flight == 0 {
-                // Where it is refused, the files are let go a moment later.
+            if ring.in_flight > 0 {
+                continue;
+            }
+            // Where it is refused, both are let go a moment later.
+            if ring.files_registered {
                 let _ = ring.ring.submitter().unregister_files();
+            }
+            if ring.buffers_registered {
+                let _ = ring.ring.submitter().unregister_buffers();
             }
         }
     }
