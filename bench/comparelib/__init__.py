@@ -3,4 +3,12 @@ peers, `copies` about the scenarios, `report` about the figures. See bench/compa
 
 
 class Failure(Exception):
-    """Ends the run with a message for the reader: a wrong copy, a tool that failed, no space."""
+    """Ends the run with a message for the reader: a wrong copy, mover that failed, no space."""
+
+
+class ToolFailure(Failure):
+    """A tool that failed, in full; `reason` is one line of it. Ends the run only where the tool is mover."""
+
+    def __init__(self, text, reason):
+        super().__init__(text)
+        self.reason = reason

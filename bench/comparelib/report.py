@@ -17,6 +17,9 @@ class Figures:
     def add(self, tool, sample):
         self.samples.setdefault(tool, []).append(sample)
 
+    def remove(self, tool):
+        self.samples.pop(tool, None)
+
     def has(self, tool):
         return tool in self.samples
 

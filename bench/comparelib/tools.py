@@ -16,7 +16,7 @@ import subprocess
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
-from . import Failure
+from . import ToolFailure
 
 MOVER = "mover"
 MOVER_ORIGIN = "cargo build --release, or $MOVER_BIN"
@@ -40,6 +40,11 @@ class Tool:
     # Wall seconds out of the steps' samples, where the clock around the process would be unfair.
     seconds: Optional[Callable] = None
 
+    @property
+    def is_peer(self):
+        """A peer that fails is left out; mover must not fail."""
+        return self.program != "{mover}"
+
     def command(self, scenario):
         for names, command in self.commands.items():
             if scenario in names.split():
@@ -60,7 +65,8 @@ def fio_seconds(samples):
         jobs = json.loads(text[text.index("{\n") :])["jobs"]
         return max(job[way]["runtime"] for job in jobs for way in ("read", "write")) / 1000 + samples[1].wall_s
     except (ValueError, KeyError) as error:
-        raise Failure(f"fio's output is not understood ({error!r}):\n{text[-1000:]}") from None
+        reason = f"fio's output is not understood ({error!r})"
+        raise ToolFailure(f"{reason}:\n{text[-1000:]}", reason) from None
 
 
 # fio replays the reads of the source and the writes of the target, as two jobs at the same time: the offsets are those a

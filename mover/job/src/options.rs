@@ -100,7 +100,8 @@ impl EngineOptions {
         }
         if let Some(limit) = self.memory_limit.filter(|&limit| limit < limits::MEMORY_LIMIT_MIN) {
             return Err(Error::usage(format!(
-                "--memory-limit {limit}: must be at least {} MiB",
+                "--memory-limit {}: must be at least {} MiB",
+                mover_model::units::format_size(limit),
                 limits::MEMORY_LIMIT_MIN >> 20
             )));
         }

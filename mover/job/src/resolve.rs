@@ -267,7 +267,11 @@ fn within_locked_memory(
     if share >= bytes || share < bytes / 4 || share == 0 {
         return bytes;
     }
-    choose("bytes_in_flight", format_size(share), "the limit on locked memory lets no more be registered".into());
+    choose(
+        "bytes_in_flight",
+        format_size(share),
+        "the limit on locked memory lets no more be registered".into(),
+    );
     share
 }
 

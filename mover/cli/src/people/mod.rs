@@ -41,6 +41,8 @@ impl Screen {
             Event::Progress(progress) => self.progress.advance(progress),
             Event::Start { .. } | Event::Phase { .. } => None,
             Event::Plan(plan) => (!self.dry_run).then(|| plan_line(plan)),
+            // The usual choices stand in the plan's line already.
+            Event::Choice { about, chosen, .. } if is_usual(about, chosen) => None,
             Event::Choice { about, chosen, reason, .. } => Some(format!("{about}: {chosen} ({reason})")),
             Event::Degraded(degradation) => Some(degradation_line(degradation)),
             Event::Warning { message } => Some(format!("{} {message}", paint(YELLOW, "warning:"))),
@@ -97,6 +99,10 @@ fn errors(result: &RunResult) -> Vec<&ErrorRecord> {
     errors
 }
 
+fn is_usual(about: &str, chosen: &str) -> bool {
+    matches!((about, chosen), ("backend", "io_uring") | ("offload", "none"))
+}
+
 fn plan_line(plan: &Plan) -> String {
     let known = |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), format_size);
     let data = plan.data_bytes.map_or_else(String::new, |bytes| format!(", {} of data", format_size(bytes)));
@@ -116,9 +122,9 @@ fn plan_line(plan: &Plan) -> String {
 }
 
 fn degradation_line(degradation: &Degradation) -> String {
-    let Degradation { about, wanted, used, reason, path } = degradation;
+    let Degradation { wanted, used, reason, path, .. } = degradation;
     let path = path.as_deref().map(|path| format!("{path}: ")).unwrap_or_default();
-    format!("{} {path}{about}: {used} instead of {wanted}: {reason}", paint(YELLOW, "degraded:"))
+    format!("{} {path}no {wanted}: {reason}; used instead: {used}", paint(YELLOW, "degraded:"))
 }
 
 /// `error: …` and, where there is a next step, `hint: …`.
