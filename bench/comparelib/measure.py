@@ -73,9 +73,10 @@ def run_logged(argv, log_path, errors_path, limit_s):
     output = read_log(log_path)
     if status != 0:
         code = os.waitstatus_to_exitcode(status)
-        said = read_log(errors_path).strip() or output.strip()
-        reason = said.partition("\n")[0].strip() or f"it ended with {code}"
-        raise ToolFailure(f"{' '.join(argv)}\nended with {code}:\n{said[-2000:]}", reason[:200])
+        # fio says why on stdout too, ahead of pages of JSON.
+        said = read_log(errors_path).strip() or output.partition("{\n")[0].strip()
+        reason = said.partition("\n")[0].strip() or f"ended with {code}"
+        raise ToolFailure(f"{' '.join(argv)}\nended with {code}\n{said[-2000:]}".rstrip(), reason[:200])
     # rusage starts a child at the peak of whoever spawned it, so below our own peak it says nothing about the tool.
     peak = usage.ru_maxrss if usage.ru_maxrss > own_peak else sampled_peak
     return Sample(wall_s, usage.ru_utime + usage.ru_stime, peak * 1024, output)

@@ -552,7 +552,7 @@ fn a_journal_or_target_in_use_is_busy() {
     let job = job_in(&scratch);
     let layout = Layout::of(5, &[(12 * MIB, Content::Data)]);
     layout.write(&job.source).unwrap();
-    let running = job.run("--rate 4M").start();
+    let running = job.run("--rate 2M").start();
     let begin = Instant::now();
     while !job.journal.exists() && begin.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(Duration::from_millis(5));

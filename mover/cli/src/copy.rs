@@ -180,7 +180,10 @@ impl Args {
         }
         let mut pairs = Vec::with_capacity(self.endpoints.len() / 2);
         for pair in self.endpoints.chunks_exact(2) {
-            pairs.push(Pair { source: Locator::parse(&pair[0])?, target: Locator::parse(&pair[1])? });
+            pairs.push(Pair {
+                source: standard(Locator::parse(&pair[0])?, 0),
+                target: standard(Locator::parse(&pair[1])?, 1),
+            });
         }
         let streams = |which: fn(&Pair) -> &Locator| {
             pairs.iter().filter(|pair| *which(pair) == Locator::Stream).count()
@@ -248,7 +251,10 @@ impl Args {
     }
 
     fn stdout_is_data(&self) -> bool {
-        self.endpoints.iter().skip(1).step_by(2).any(|target| target == "-")
+        let mut targets = self.endpoints.iter().skip(1).step_by(2);
+        targets.any(|target| {
+            matches!(Locator::parse(target).map(|target| standard(target, 1)), Ok(Locator::Stream))
+        })
     }
 }
 
@@ -406,6 +412,19 @@ fn watch_signals(control: &Arc<Control>, reporter: &Arc<Mutex<Option<Arc<Reporte
         }
     };
     signals::watch(stop, give_up);
+}
+
+/// Names of standard input and output that the system gives are `-`: a reader of events must not find them
+/// among the bytes of a disk.
+fn standard(locator: Locator, descriptor: u8) -> Locator {
+    let names = match descriptor {
+        0 => ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"],
+        _ => ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"],
+    };
+    match &locator {
+        Locator::Path(path) if names.iter().any(|name| path.as_os_str() == *name) => Locator::Stream,
+        _ => locator,
+    }
 }
 
 #[cfg(test)]

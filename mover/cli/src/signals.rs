@@ -4,12 +4,15 @@
 //! interrupted and no handler runs anywhere. SIGINT and SIGHUP that the caller had ignored (`nohup`, a job in the
 //! background of a script) stay ignored; a blocked signal would arrive nevertheless, so they are left out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 
 /// How long a run may take to stop after the first signal.
 pub const GRACE: Duration = Duration::from_secs(5);
+
+/// A second signal so soon belongs to the first.
+const SAME_REQUEST: Duration = Duration::from_millis(300);
 
 /// Why the run has to end at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +58,12 @@ pub fn watch(
         });
         let stopper = std::thread::Builder::new().name("stop".into()).stack_size(256 << 10);
         let _ = stopper.spawn(move || stop(first.as_str()));
-        if let Ok(second) = set.wait() {
-            std::process::exit(give_up(GiveUp::Signal(second.as_str())).into());
+        // Some tools signal the process and then its group: that is one request.
+        let begun = Instant::now();
+        while let Ok(second) = set.wait() {
+            if begun.elapsed() >= SAME_REQUEST {
+                std::process::exit(give_up(GiveUp::Signal(second.as_str())).into());
+            }
         }
     };
     let thread = std::thread::Builder::new().name("signals".into()).stack_size(256 << 10);

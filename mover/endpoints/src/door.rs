@@ -159,6 +159,7 @@ pub fn open_source(locator: &Locator, options: OpenOptions, control: &Control) -
         }
         Locator::Stream => {
             let file = duplicate(std::io::stdin().as_fd(), "-")?;
+            refuse_closed(&file, "standard input")?;
             return Ok(stream_source(file, "-".to_owned()));
         }
         Locator::Path(path) => path,
@@ -234,6 +235,7 @@ pub fn open_target(
         }
         Locator::Stream => {
             let file = duplicate(std::io::stdout().as_fd(), "-")?;
+            refuse_closed(&file, "standard output")?;
             return Ok(OpenTarget::plain(Box::new(StreamSink::new(file, "-".to_owned())), Medium::Stream));
         }
         Locator::Path(path) => path,
@@ -270,6 +272,9 @@ pub fn open_target(
     if let Some(meta) = existing.as_ref().filter(|meta| meta.is_file()) {
         refuse_loop_backing(meta, &label)?;
         refuse_full(meta.len(), &target, &label)?;
+    }
+    if !existed {
+        refuse_missing_device(path, &label)?;
     }
     if target.dry_run && !existed {
         return dry_target(path, &label);
@@ -365,6 +370,30 @@ fn dry_target(path: &Path, label: &str) -> Result<OpenTarget> {
     let folder = File::open(folder_of(path)).map_err(|error| Error::io(Operation::Open, label, &error))?;
     let medium = medium_of(&folder, false);
     Ok(OpenTarget { sink: Box::new(Null { size: None }), file: None, identity: None, medium, created: false })
+}
+
+/// A standard stream that the caller closed: the runtime puts `/dev/null` in its place before anything runs, for
+/// reading and writing, which no shell does.
+fn refuse_closed(file: &File, what: &str) -> Result<()> {
+    const NULL_DEVICE: u64 = libc::makedev(1, 3);
+    let null =
+        file.metadata().is_ok_and(|meta| meta.file_type().is_char_device() && meta.rdev() == NULL_DEVICE);
+    let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(0);
+    if null && flags & libc::O_ACCMODE == libc::O_RDWR {
+        return Err(Error::new(ErrorKind::Unreachable, format!("{what} is closed"))
+            .during(Operation::Open)
+            .at("-"));
+    }
+    Ok(())
+}
+
+/// A name under /dev that is not there is a device that is not there: a file made of it would lie in memory.
+fn refuse_missing_device(path: &Path, label: &str) -> Result<()> {
+    let folder = std::fs::canonicalize(folder_of(path)).unwrap_or_default();
+    if folder.starts_with("/dev") && !folder.starts_with("/dev/shm") {
+        return Err(Error::os(Operation::Open, label, libc::ENODEV).hint("there is no such device"));
+    }
+    Ok(())
 }
 
 fn refuse_full(size: u64, target: &TargetOptions, label: &str) -> Result<()> {

@@ -81,8 +81,9 @@ impl ReadLane {
         }
         self.done = 0;
         if self.ended {
+            // Those that waited end as the one before them: at the end of the stream, or with its error.
             while let Some(operation) = self.waiting.pop_front() {
-                io.finish(&operation, Ok(0));
+                io.finish(&operation, result.map(|_| 0));
             }
         } else if let Some(next) = self.waiting.front() {
             self.push(next, io);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -67,6 +67,10 @@ fn append(path: &Path) -> Result<File> {
     if std::fs::metadata(path).is_ok_and(|facts| facts.file_type().is_block_device()) {
         return Err(bad("is a block device".to_owned()));
     }
+    if holds_something_else(path) {
+        return Err(Error::refused(path.display().to_string(), "the file holds something else than events")
+            .hint("name another --events file"));
+    }
     // O_NONBLOCK: a fifo that nobody reads answers ENXIO instead of waiting for a reader.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
     let file = OpenOptions::new().append(true).create(true).custom_flags(flags).open(path);
@@ -74,6 +78,20 @@ fn append(path: &Path) -> Result<File> {
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| bad(errno.desc().to_owned()))?;
     Ok(file)
 }
+
+/// Whether a regular file holds what no mover wrote: that is not overwritten or added to unasked.
+fn holds_something_else(path: &Path) -> bool {
+    let Ok(facts) = std::fs::metadata(path) else { return false };
+    if !facts.is_file() || facts.len() == 0 {
+        return false;
+    }
+    let mut begin = [0; EVENT_BEGIN.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    read.is_err() || begin != EVENT_BEGIN
+}
+
+/// How every event line begins.
+const EVENT_BEGIN: [u8; 6] = *b"{\"v\":1";
 
 /// What `--result` names: written once, whole or not at all.
 pub struct ResultFile {
@@ -96,6 +114,10 @@ impl ResultFile {
         }
         if path.file_name().is_none() {
             return Err(bad("is no name of a file"));
+        }
+        if holds_something_else(&path) {
+            return Err(Error::refused(shown, "the file holds something else than a result")
+                .hint("name another --result file"));
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
@@ -154,9 +176,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("events");
         for _ in 0..2 {
-            open(file.as_os_str(), false, false).unwrap().write_all(b"x").unwrap();
+            open(file.as_os_str(), false, false).unwrap().write_all(b"{\"v\":1}\n").unwrap();
         }
-        assert_eq!(std::fs::read(&file).unwrap(), b"xx");
+        assert_eq!(std::fs::read(&file).unwrap(), b"{\"v\":1}\n{\"v\":1}\n");
+        let disk = folder.path().join("disk");
+        std::fs::write(&disk, "a disk").unwrap();
+        assert_eq!(open(disk.as_os_str(), false, false).unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(ResultFile::check(disk).err().map(|error| error.kind()), Some(ErrorKind::Refused));
         let fifo = folder.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
         assert!(open(fifo.as_os_str(), false, false).is_err());
@@ -166,7 +192,7 @@ mod tests {
     fn a_result_replaces_a_file_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("result");
-        for text in [b"one\n", b"two\n"] {
+        for text in [b"{\"v\":1,1\n", b"{\"v\":1,2\n"] {
             ResultFile::check(path.clone()).unwrap().write(text).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), text);
         }

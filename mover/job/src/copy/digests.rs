@@ -48,7 +48,7 @@ impl DigestFile {
     pub fn write(self, spool: &Spool, block_size: u32) -> Result<()> {
         let DigestFile { path, label, temporary } = self;
         let io = |error: std::io::Error| Error::io(Operation::Write, &label, &error);
-        let mut out = std::io::BufWriter::new(temporary);
+        let mut out = std::io::BufWriter::new(temporary.as_file());
         writeln!(out, r#"{FIRST},"algorithm":"xxh3-128","block_size":{block_size}}}"#).map_err(io)?;
         // Zeros are joined, so that the file does not tell how they were found.
         let mut zeros: Option<Record> = None;
@@ -71,8 +71,7 @@ impl DigestFile {
         if let Some(zeros) = zeros {
             write_line(&mut out, &zeros).map_err(io)?;
         }
-        let temporary = out.into_inner().map_err(|error| io(error.into_error()))?;
-        temporary.as_file().sync_all().map_err(io)?;
+        out.into_inner().map_err(|error| io(error.into_error()))?.sync_all().map_err(io)?;
         temporary.persist(&path).map_err(|error| io(error.error))?;
         Ok(())
     }

@@ -108,7 +108,10 @@ pub(super) fn execute(
     let flushed: Vec<_> = pairs.iter().map(|_| Mutex::new((false, false))).collect();
     let ended = std::thread::scope(|scope| {
         let pairs = &pairs;
-        let ticking = scope.spawn(|| ticker.run(|| sum(pairs), total));
+        let ticking = std::thread::Builder::new()
+            .name("progress".into())
+            .spawn_scoped(scope, || ticker.run(|| sum(pairs), total));
+        let ticking = ticking.map_err(|error| no_thread(&error))?;
         // Also when what follows panics: the scope waits for the ticker.
         let _ends = ticker.ends_with(ticking.thread().clone());
 
@@ -137,7 +140,10 @@ fn move_and_prove(
         }
         Some(ledger) => std::thread::scope(|scope| {
             let (sender, receiver) = sync_channel(limits::JOURNAL_QUEUE);
-            let keeper = scope.spawn(move || journal::keep(ledger, &receiver, pairs, run.control));
+            let keeper = std::thread::Builder::new()
+                .name("journal".into())
+                .spawn_scoped(scope, move || journal::keep(ledger, &receiver, pairs, run.control))
+                .map_err(|error| no_thread(&error))?;
             passes(run, pairs, Some(sender));
             keeper
                 .join()
@@ -303,6 +309,7 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
                 let error =
                     Error::new(ErrorKind::Downgrade, "--offload always needs regular files at both ends");
                 pair.fail(error.at(pair.pair.target.to_string()));
+                open::abandon(std::slice::from_ref(pair));
             }
             continue;
         };
@@ -326,7 +333,13 @@ fn offload_pairs(run: &Run<'_>, pairs: &[OpenPair<'_>]) {
                 reason,
                 pair: Some(index),
             }),
-            Err(error) => pair.fail(error),
+            Err(error) => {
+                if error.kind() == ErrorKind::Downgrade {
+                    // Nothing was written: the file that was made for it would only be in the way.
+                    open::abandon(std::slice::from_ref(pair));
+                }
+                pair.fail(error);
+            }
         }
     }
 }
@@ -348,6 +361,11 @@ fn check_source_unchanged(run: &Run<'_>, pair: &OpenPair<'_>) {
             message: format!("{label} was written to while it was read: the copy may mix moments"),
         });
     }
+}
+
+fn no_thread(error: &std::io::Error) -> Error {
+    Error::io(Operation::Setup, "a thread", error)
+        .hint("raise the limit on processes (ulimit -u, pids of the container)")
 }
 
 /// Sets the final size and makes the target durable.

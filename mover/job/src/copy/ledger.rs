@@ -28,6 +28,8 @@ const RECORD_BYTES: usize = 48;
 const KIND_SEGMENT: u32 = 1;
 const KIND_COMPLETE: u32 = 2;
 const ZERO_BIT: u32 = 1 << 31;
+/// How long the lock of another run is waited for.
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// Largest header that is believed.
 const HEADER_MAX: usize = 16 << 20;
 
@@ -361,7 +363,16 @@ fn lock(file: &File, label: &str) -> Result<()> {
         l_len: 0,
         l_pid: 0,
     };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+    let begin = std::time::Instant::now();
+    let mut locked = fcntl(file, FcntlArg::F_OFD_SETLK(&whole));
+    // A run that was just killed may take a moment to go.
+    while matches!(locked, Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES))
+        && begin.elapsed() < LOCK_WAIT
+    {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        locked = fcntl(file, FcntlArg::F_OFD_SETLK(&whole));
+    }
+    match locked {
         Ok(_) => Ok(()),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => {
             Err(Error::new(ErrorKind::Busy, "another run of mover uses this journal")

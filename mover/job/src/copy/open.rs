@@ -177,9 +177,15 @@ pub(super) fn open_all<'a>(
 ) -> Result<Vec<OpenPair<'a>>> {
     let names: Vec<_> = options.pairs.iter().map(|pair| (&pair.source, &pair.target)).collect();
     refuse_shared(&names)?;
-    let mut open = Vec::with_capacity(options.pairs.len());
+    // All sources before the first target is made: a target that is another pair's source must not be found.
+    let how = OpenOptions { direct: options.engine.direct };
+    let mut sources = Vec::with_capacity(options.pairs.len());
     for pair in &options.pairs {
-        match open_pair(options, pair, resume, control, emit) {
+        sources.push(open_source(&pair.source, how, control)?);
+    }
+    let mut open = Vec::with_capacity(options.pairs.len());
+    for (pair, source) in options.pairs.iter().zip(sources) {
+        match open_pair(options, pair, source, resume, control, emit) {
             Ok(pair) => open.push(pair),
             Err(error) => {
                 abandon(&open);
@@ -208,12 +214,12 @@ pub(super) fn abandon(pairs: &[OpenPair<'_>]) {
 fn open_pair<'a>(
     options: &'a CopyOptions,
     pair: &'a Pair,
+    source: OpenSource,
     resume: bool,
     control: &Control,
     emit: Emit<'_>,
 ) -> Result<OpenPair<'a>> {
     let how = OpenOptions { direct: options.engine.direct };
-    let source = open_source(&pair.source, how, control)?;
     if let Some(message) = &source.warning {
         emit(Event::Warning { message: message.clone() });
     }

@@ -50,7 +50,7 @@ pub(super) fn verify(run: &Run<'_>, index: usize, pair: &OpenPair<'_>) -> Result
         let bytes: u64 = differing.iter().map(|(_, length)| length).sum();
         return Err(Error::new(
             ErrorKind::Corruption,
-            format!("the target does not hold what was written: {length} bytes here, {bytes} in all, differ"),
+            format!("the target does not hold what was written: it differs within these {length} bytes, and in ranges of {bytes} bytes in all"),
         )
         .during(Operation::Verify)
         .at(label)
@@ -121,8 +121,16 @@ impl Check<'_> {
             counters: &counters,
             recorder: Box::new(|| Box::new(CheckRecorder(self))),
         };
-        let report = run_engine(&self.run.settings, vec![task], self.run.control, None);
+        let report = run_engine(&self.run.settings, vec![task], self.run.control, self.run.rate.as_ref());
         match report.outcomes.into_iter().find_map(|outcome| outcome.error) {
+            Some(error) if error.kind() == ErrorKind::SourceShrank => {
+                let short =
+                    Error::new(ErrorKind::Corruption, "the target ends before what was written to it");
+                Err(short
+                    .during(Operation::Verify)
+                    .at(source.source.label())
+                    .offset(error.at_offset().unwrap_or(0)))
+            }
             Some(error) => Err(error),
             None => Ok(()),
         }
