@@ -1018,3 +1018,40 @@ fn a_link_to_nowhere_is_no_target() {
         assert!(!scratch.file("nowhere").exists() && link.is_symlink());
     }
 }
+
+#[test]
+fn what_looks_like_an_endpoint_and_is_none() {
+    let scratch = ScratchDir::new();
+    let source = data_file(&scratch, "source", MIB);
+    let precious = data_file(&scratch, "precious", MIB);
+    let (one, two) = (scratch.file("one"), scratch.file("two"));
+    let seen = Seen::below(scratch.path());
+    // The source of the second pair is the target that the first would make.
+    fails(copy([&source, &one, &one, &two]), "unreachable", Some(&one), "No such file");
+    // A device that is not there is no file to be made.
+    let device = Path::new("/dev/mover-no-such-device");
+    fails(copy([source.as_path(), device]), "unreachable", Some(device), "No such device");
+    assert!(!device.exists());
+    // Files of results and events replace and lengthen their own kind only.
+    for flag in ["--result", "--events"] {
+        let outcome = copy([&source, &one]).argument(flag).argument(&precious).run();
+        outcome.assert_code(5);
+    }
+    seen.unchanged(scratch.path());
+    // Standard output by another name carries the disk alone.
+    let script = "exec \"$0\" copy \"$1\" /dev/stdout --json";
+    let run =
+        Run::program("/bin/sh").arguments(["-c", script]).argument(mover_tests::process::mover_binary());
+    let outcome = run.argument(&source).run();
+    outcome.assert_code(0);
+    assert_eq!(outcome.stdout, fs::read(&source).unwrap());
+    // A closed standard stream is no empty disk.
+    for script in
+        ["exec \"$0\" copy - \"$1\" --force --json <&-", "exec \"$0\" copy \"$1\" - --json 2>&1 >&-"]
+    {
+        let run =
+            Run::program("/bin/sh").arguments(["-c", script]).argument(mover_tests::process::mover_binary());
+        run.argument(&precious).run().assert_code(10);
+    }
+    seen.unchanged(scratch.path());
+}
