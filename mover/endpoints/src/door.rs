@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mover_engine::capability::probe_direct;
-use mover_engine::sys::{RAMFS_MAGIC, TMPFS_MAGIC, filesystem_magic, filesystem_name, is_read_only_device};
+use mover_engine::sys::{filesystem_magic, filesystem_name, is_read_only_device, lies_in_memory};
 use mover_engine::{Alignment, Control, Sink, Source};
 use mover_model::event::Degradation;
 use mover_model::units::format_size;
@@ -473,7 +473,7 @@ fn guard_device(path: &Path, file: &File, size: u64, target: &TargetOptions, lab
 }
 
 fn medium_of(file: &File, is_block: bool) -> Medium {
-    let memory = !is_block && matches!(filesystem_magic(file), Ok(TMPFS_MAGIC | RAMFS_MAGIC));
+    let memory = !is_block && lies_in_memory(file);
     if memory { Medium::Memory } else { Medium::Storage }
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::facts::{sysfs_disk, sysfs_node};
-use mover_engine::sys::read_setting;
+use mover_engine::sys::{read_setting, whole_file};
 
 /// How long a lock or claim that is held is waited for. A resumed run waits for the writes of the killed one
 /// to land; 7.8 s were seen. Any other waits for a run that has just ended.
@@ -182,8 +182,4 @@ pub(crate) fn has_writer(file: &File) -> bool {
     lock.l_start = WRITE_PERMISSION;
     lock.l_len = 1;
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
-}
-
-fn whole_file(kind: i32) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
 }

@@ -87,6 +87,16 @@ pub fn filesystem_magic(file: impl AsFd) -> Result<i64, Errno> {
     Ok(nix::sys::statfs::fstatfs(file)?.filesystem_type().0)
 }
 
+/// A record lock over a whole file, of this kind (`F_RDLCK`, `F_WRLCK`, `F_UNLCK`).
+pub fn whole_file(kind: i32) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 }
+}
+
+/// Whether a file's filesystem keeps its bytes in memory.
+pub fn lies_in_memory(file: impl AsFd) -> bool {
+    matches!(filesystem_magic(file), Ok(TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
 /// Name of a filesystem by its number, for messages.
 pub fn filesystem_name(magic: i64) -> &'static str {
     match magic {

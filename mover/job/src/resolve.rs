@@ -2,6 +2,7 @@
 
 use mover_endpoints::{DeviceFacts, Direct};
 use mover_engine::capability::{available_cpus, probe_uring, registrable_bytes};
+use mover_engine::settings::HugePages;
 use mover_engine::sys::read_setting;
 use mover_engine::{Backend, Control, Settings};
 use mover_model::event::{Degradation, Event};
@@ -54,6 +55,16 @@ pub fn resolve(options: &EngineOptions, found: &Found, control: &Control) -> Res
     };
     choose_rings(options, found, control, &mut settings, &mut choose);
     choose_sizes(options, found, &mut settings, &mut choose)?;
+    let transparent = read_setting("/sys/kernel/mm/transparent_hugepage/enabled");
+    let without = transparent.is_none_or(|setting| setting.contains("[never]"));
+    if without && settings.backend == Backend::Uring && settings.huge_pages == HugePages::Auto {
+        choose(
+            "huge_pages",
+            "ordinary pages".into(),
+            "transparent huge pages are switched off here; with them, or --hugepages on, large transfers cost less"
+                .into(),
+        );
+    }
     if options.huge_pages_required {
         require_huge_pages(&settings)?;
     }

@@ -74,7 +74,7 @@ pub enum Event {
 /// A downgrade: what was wanted, what is used instead, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Degradation {
-    /// `io_uring`, `direct`, `registered_buffers`, `huge_pages`, `zeroing`, `sqpoll`, `iopoll`, `numa`, …
+    /// `io_uring`, `direct`, `registered_buffers`, `registered_files`, `huge_pages`, `zeroing`, `sqpoll`, `iopoll`, `numa`, …
     pub about: String,
     /// What was wanted.
     pub wanted: String,

@@ -124,9 +124,9 @@ impl Ring {
     }
 
     /// Registers all added files with the kernel, if there are rings to do so.
-    pub fn register_files(&mut self) {
+    pub fn register_files(&mut self, control: &Control) {
         if let Ring::Uring(ring) = self {
-            ring.register_files();
+            ring.register_files(control);
         }
     }
 

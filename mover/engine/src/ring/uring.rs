@@ -167,11 +167,19 @@ impl UringPair {
         FileId(self.files.len() as u32 - 1)
     }
 
-    pub(super) fn register_files(&mut self) {
+    pub(super) fn register_files(&mut self, control: &Control) {
         let fds: Vec<_> = self.files.iter().map(|file| file.fd).collect();
         for ring in std::iter::once(&mut self.data).chain(&mut self.plain) {
-            // A ring that refuses takes the descriptors as they are, at a small cost and nothing else.
-            ring.files_registered = ring.ring.submitter().register_files(&fds).is_ok();
+            match ring.ring.submitter().register_files(&fds) {
+                Ok(()) => ring.files_registered = true,
+                Err(error) => control.degrade(Degradation {
+                    about: "registered_files".into(),
+                    wanted: "files registered with the ring".into(),
+                    used: "plain descriptors, at a small cost for each request".into(),
+                    reason: error.to_string(),
+                    path: None,
+                }),
+            }
         }
     }
 

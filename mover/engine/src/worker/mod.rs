@@ -136,7 +136,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             lanes.push(task.sink.lane(task.options.sink_access, &mut setup)?);
         }
         if settings.register {
-            ring.register_files();
+            ring.register_files(shared.control);
         }
         Ok(Worker {
             shared,
@@ -554,20 +554,9 @@ impl<'r, 'a> Worker<'r, 'a> {
     fn begin_write(&mut self, index: u16, at: u32, padded: u32, length: u32, piece: &mut u16) {
         let memory = self.arena.memory(self.place(index, at));
         let slot = &mut self.slots[usize::from(index)];
-        slot.outstanding += 1;
         slot.written_bytes += u64::from(length);
         slot.writes += 1;
-        let operation = LaneOperation {
-            kind: OperationKind::Sink(SinkOperation::Write),
-            slot: index,
-            piece: *piece,
-            offset: slot.start + u64::from(at),
-            length: u64::from(padded),
-            memory,
-        };
-        *piece += 1;
-        let lane = slot.task * 2 + 1;
-        self.begin(lane, operation);
+        self.begin_piece(index, SinkOperation::Write, at, padded, memory, piece);
     }
 
     fn begin_found_zero(&mut self, index: u16, at: u32, length: u32, piece: &mut u16) {
@@ -577,15 +566,28 @@ impl<'r, 'a> Worker<'r, 'a> {
         if task.options.skip_zeros {
             return;
         }
-        slot.outstanding += 1;
         slot.zeroes += 1;
+        self.begin_piece(index, SinkOperation::Hole, at, length, Memory::NONE, piece);
+    }
+
+    fn begin_piece(
+        &mut self,
+        index: u16,
+        kind: SinkOperation,
+        at: u32,
+        length: u32,
+        memory: Memory,
+        piece: &mut u16,
+    ) {
+        let slot = &mut self.slots[usize::from(index)];
+        slot.outstanding += 1;
         let operation = LaneOperation {
-            kind: OperationKind::Sink(SinkOperation::Hole),
+            kind: OperationKind::Sink(kind),
             slot: index,
             piece: *piece,
             offset: slot.start + u64::from(at),
             length: u64::from(length),
-            memory: Memory::NONE,
+            memory,
         };
         *piece += 1;
         let lane = slot.task * 2 + 1;

@@ -8,7 +8,7 @@ use mover_endpoints::{
     device_of_path, open_source, open_target,
 };
 use mover_engine::pattern::Noise;
-use mover_engine::sys::{RAMFS_MAGIC, TMPFS_MAGIC, filesystem_magic, filesystem_name};
+use mover_engine::sys::{filesystem_magic, filesystem_name, lies_in_memory};
 use mover_engine::{Access, Alignment, Backend, Control, Settings, Source};
 use mover_model::event::Event;
 use mover_model::units::format_size;
@@ -213,7 +213,7 @@ impl Target {
 }
 
 fn in_memory(file: &std::fs::File) -> bool {
-    matches!(filesystem_magic(file), Ok(TMPFS_MAGIC | RAMFS_MAGIC))
+    lies_in_memory(file)
 }
 
 fn filesystem_of(file: &std::fs::File) -> String {

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mover_endpoints::Identity;
+use mover_engine::sys::whole_file;
 use mover_model::{Error, ErrorKind, Extent, ExtentList, Operation, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
@@ -356,13 +357,7 @@ impl Ledger {
 }
 
 fn lock(file: &File, label: &str) -> Result<()> {
-    let whole = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let whole = whole_file(libc::F_WRLCK);
     let begin = std::time::Instant::now();
     let mut locked = fcntl(file, FcntlArg::F_OFD_SETLK(&whole));
     // A run that was just killed may take a moment to go.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use mover_endpoints::{DeviceFacts, device_facts, device_of_path, find_signature};
 use mover_engine::capability::probe_direct;
 use mover_engine::sys::{
-    RAMFS_MAGIC, TMPFS_MAGIC, block_device_size, filesystem_magic, filesystem_name, is_read_only_device,
-    read_setting,
+    block_device_size, filesystem_magic, filesystem_name, is_read_only_device, lies_in_memory, read_setting,
+    whole_file,
 };
 use mover_engine::{Backend, Control};
 use mover_model::event::{Degradation, Event};
@@ -347,13 +347,7 @@ fn users_of(kind: &str, meta: &Metadata, file: Option<&File>, mounts: &[Mount]) 
 
 /// Whether any process holds a lock on a part of the file.
 fn is_locked(file: &File) -> bool {
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let mut lock = whole_file(libc::F_WRLCK);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).is_ok() && i32::from(lock.l_type) != libc::F_UNLCK
 }
 
@@ -369,7 +363,7 @@ fn signature_of(kind: &str, file: Option<&File>, size: Option<u64>) -> Option<St
 /// What a copy from here uses when nothing is said.
 fn plan_of(report: &PathReport, file: Option<&File>, facts: Option<&DeviceFacts>) -> Option<Plan> {
     let file = file?;
-    let memory = report.kind != "device" && matches!(filesystem_magic(file), Ok(TMPFS_MAGIC | RAMFS_MAGIC));
+    let memory = report.kind != "device" && lies_in_memory(file);
     let found = Found {
         pairs: 1,
         memory_only: memory,
@@ -500,13 +494,7 @@ mod tests {
     fn a_lock_is_seen() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(!is_locked(file.as_file()));
-        let whole = libc::flock {
-            l_type: libc::F_WRLCK as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
+        let whole = whole_file(libc::F_WRLCK);
         fcntl(file.as_file(), FcntlArg::F_OFD_SETLK(&whole)).unwrap();
         assert!(is_locked(&File::open(file.path()).unwrap()));
     }
