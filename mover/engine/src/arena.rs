@@ -48,6 +48,39 @@ impl Memory {
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// A part of a worker's registered memory that belongs to a lane, or to what several lanes share: see
+/// [`crate::lane::LaneSetup::scratch`]. It means something to the worker that handed it out only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scratch {
+    offset: usize,
+    length: usize,
+}
+
+impl Scratch {
+    pub(crate) fn new(offset: usize, length: usize) -> Self {
+        Scratch { offset, length }
+    }
+
+    /// Its bytes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// `length` bytes of it from `from` on.
+    ///
+    /// # Panics
+    /// When it has no such bytes.
+    pub fn part(&self, from: usize, length: usize) -> Scratch {
+        assert!(from <= self.length && length <= self.length - from, "no such part of the scratch memory");
+        Scratch { offset: self.offset + from, length }
+    }
+
+    /// Where it lies in the arena, and its length.
+    pub(crate) fn range(&self) -> (usize, usize) {
+        (self.offset, self.length)
+    }
+}
+
 /// The buffers of one worker. Addresses are aligned to a page at least.
 pub struct Arena {
     /// First byte of the buffers.
@@ -55,7 +88,7 @@ pub struct Arena {
     /// The mapping that holds them.
     mapping: NonNull<u8>,
     mapped: usize,
-    /// Bytes of the buffers; the block of zeros lies behind them.
+    /// Bytes of the buffers, lanes' scratch memory among them; the block of zeros lies behind them.
     bytes: usize,
     huge: bool,
 }
@@ -136,6 +169,53 @@ impl Arena {
         assert!(offset <= self.bytes && length <= self.bytes - offset);
         // SAFETY: inside the mapping, initialised (mappings are zeroed), and not written to meanwhile, by contract.
         unsafe { std::slice::from_raw_parts(self.at(offset), length) }
+    }
+
+    /// Offset of a range of the buffers that a lane was given.
+    ///
+    /// # Panics
+    /// When the range does not lie in the buffers as a whole.
+    pub(crate) fn offset_of(&self, memory: Memory, length: usize) -> usize {
+        let at = (memory.address as usize).wrapping_sub(self.base.as_ptr() as usize);
+        let inside = memory.buffer == BUFFERS && at <= self.bytes && length <= self.bytes - at;
+        assert!(inside, "the range does not lie in the worker's buffers");
+        at
+    }
+
+    /// `length` bytes of the buffers from `offset` on, to look at and to change.
+    ///
+    /// # Safety
+    /// The kernel must not be using them.
+    pub(crate) unsafe fn slice_mut(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        assert!(offset <= self.bytes && length <= self.bytes - offset);
+        // SAFETY: inside the mapping, initialised (mappings are zeroed), borrowed from the arena as a whole,
+        // and not in use by the kernel, by contract.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset), length) }
+    }
+
+    /// Two ranges of the buffers at once, each given as offset and length.
+    ///
+    /// # Safety
+    /// The kernel must not be using them.
+    ///
+    /// # Panics
+    /// When they overlap.
+    pub(crate) unsafe fn two_slices_mut(
+        &mut self,
+        one: (usize, usize),
+        other: (usize, usize),
+    ) -> (&mut [u8], &mut [u8]) {
+        for (offset, length) in [one, other] {
+            assert!(offset <= self.bytes && length <= self.bytes - offset);
+        }
+        assert!(one.0 + one.1 <= other.0 || other.0 + other.1 <= one.0, "the ranges overlap");
+        // SAFETY: as for `slice_mut`; the two do not overlap, which was just checked.
+        unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.at(one.0), one.1),
+                std::slice::from_raw_parts_mut(self.at(other.0), other.1),
+            )
+        }
     }
 
     /// Fills a range with zeros: what a stream's last block is padded with.

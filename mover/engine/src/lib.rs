@@ -26,6 +26,7 @@ pub mod transform;
 pub mod worker;
 pub mod xfs;
 
+pub use arena::Scratch;
 pub use control::{Control, Rate};
 pub use lane::{Access, Alignment, Io, Lane, LaneSetup, Order, Sink, SinkOperation, Source};
 pub use run::{Outcome, Report, Task, run};

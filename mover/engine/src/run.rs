@@ -185,5 +185,5 @@ fn work<'a>(
         }
     }
     let recorders = factories.iter().map(|factory| factory()).collect();
-    Ok(Worker::new(shared, own, recorders)?.run())
+    Ok(Worker::new(shared, own, recorders, index)?.run())
 }

@@ -75,6 +75,31 @@ pub fn direct_alignment(file: &File) -> Result<Option<Alignment>, Errno> {
     Ok(Some(Alignment { offset: answer.stx_dio_offset_align, memory: answer.stx_dio_mem_align.max(1) }))
 }
 
+/// Whether anyone on this host, in any container, has a regular file open or mapped for writing: the kernel refuses a
+/// read lease then (F_SETLEASE in fcntl(2)). The lease is given back at once. `file` is open for reading only.
+///
+/// # Errors
+/// The kernel's, where it cannot tell: another user's file without CAP_LEASE, a filesystem without leases.
+pub fn is_open_for_writing(file: &File) -> Result<bool, Errno> {
+    // include/uapi/asm-generic/fcntl.h; libc does not name it.
+    const F_SETSIG: libc::c_int = 10;
+    // Who opens it for writing in between waits for the lease's end, and we are sent a signal: one that is ignored
+    // where nobody asks for it, instead of SIGIO, which ends the process.
+    // SAFETY: F_SETSIG and F_SETLEASE take numbers and touch no memory of ours.
+    let taken = unsafe {
+        Errno::result(libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG))?;
+        Errno::result(libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK))
+    };
+    match taken {
+        Ok(_) => {}
+        Err(Errno::EAGAIN) => return Ok(true),
+        Err(errno) => return Err(errno),
+    }
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) })?;
+    Ok(false)
+}
+
 /// Pins the calling thread to a CPU.
 pub fn pin_to_cpu(cpu: usize) -> Result<(), String> {
     let mut set = CpuSet::new();

@@ -40,6 +40,9 @@ impl Token {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId(u32);
 
+/// Stands in the table where no file is: the kernel answers EBADF to operations on it.
+const NO_FILE: RawFd = -1;
+
 struct FileEntry {
     fd: RawFd,
     /// Whether it accepts polled I/O; operations on others go to the plain ring.
@@ -114,12 +117,37 @@ impl Ring {
         }
     }
 
-    /// Adds a file; it must stay open as long as the ring.
+    /// Adds a file; it must stay open as long as the ring, or until its place is given another.
     pub fn add_file(&mut self, fd: BorrowedFd<'_>, polled: bool) -> FileId {
         let entry = FileEntry { fd: fd.as_raw_fd(), polled };
         match self {
             Ring::Uring(ring) => ring.add_file(entry),
             Ring::Sync(ring) => ring.add_file(entry),
+        }
+    }
+
+    /// Adds a place for a file that comes later: see [`Ring::set_file`].
+    pub fn reserve_file(&mut self) -> FileId {
+        let entry = FileEntry { fd: NO_FILE, polled: false };
+        match self {
+            Ring::Uring(ring) => ring.add_file(entry),
+            Ring::Sync(ring) => ring.add_file(entry),
+        }
+    }
+
+    /// Puts another file in a place, or none. No operation on the place may be in flight: one that is queued
+    /// and not yet submitted would go to the new file.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub(crate) fn set_file(&mut self, id: FileId, file: Option<BorrowedFd<'_>>, polled: bool) -> Result<()> {
+        let entry = FileEntry { fd: file.map_or(NO_FILE, |fd| fd.as_raw_fd()), polled };
+        match self {
+            Ring::Uring(ring) => ring.set_file(id, entry),
+            Ring::Sync(ring) => {
+                ring.set_file(id, entry);
+                Ok(())
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use mover_model::limits;
 use nix::poll::{PollFd, PollFlags, poll};
 
-use super::{AT_POSITION, Completed, FileEntry, FileId, Submission, Verb};
+use super::{AT_POSITION, Completed, FileEntry, FileId, NO_FILE, Submission, Verb};
 
 /// System calls with the contract of a ring.
 pub struct SyncRing {
@@ -24,7 +24,7 @@ impl SyncRing {
 
     /// Waits until a pipe can be read or written; false when the run is stopped before.
     fn ready(&self, fd: RawFd, verb: Verb) -> bool {
-        // SAFETY: the endpoint keeps the descriptor open as long as the ring lives.
+        // SAFETY: the endpoint keeps the descriptor open as long as it is in the table.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let events = if verb == Verb::Read { PollFlags::POLLIN } else { PollFlags::POLLOUT };
         loop {
@@ -43,16 +43,21 @@ impl SyncRing {
         FileId(self.files.len() as u32 - 1)
     }
 
+    pub(super) fn set_file(&mut self, id: FileId, entry: FileEntry) {
+        self.files[id.0 as usize] = entry;
+    }
+
     pub(super) fn push(&mut self, s: Submission) {
         let fd = self.files[s.file.0 as usize].fd;
         let length = s.length as usize;
         let address = s.memory.address().cast();
-        if s.offset == AT_POSITION && !self.ready(fd, s.verb) {
+        if s.offset == AT_POSITION && fd != NO_FILE && !self.ready(fd, s.verb) {
             self.completed.push_back(Completed { token: s.token, result: -libc::ECANCELED });
             return;
         }
         // SAFETY: the address range lies in the worker's arena and belongs to this operation until it
-        // completes, which is when the call returns; the descriptor outlives the ring.
+        // completes, which is when the call returns; the endpoint keeps the descriptor open, and
+        // where there is none the kernel says so.
         let result = unsafe {
             match s.verb {
                 Verb::Read if s.offset == AT_POSITION => libc::read(fd, address, length),

@@ -183,6 +183,19 @@ impl UringPair {
         }
     }
 
+    pub(super) fn set_file(&mut self, id: FileId, entry: FileEntry) -> Result<()> {
+        for ring in
+            std::iter::once(&mut self.data).chain(&mut self.plain).filter(|ring| ring.files_registered)
+        {
+            ring.ring.submitter().register_files_update(id.0, &[entry.fd]).map_err(|error| {
+                let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                Error::os(Operation::Setup, "io_uring_register", errno)
+            })?;
+        }
+        self.files[id.0 as usize] = entry;
+        Ok(())
+    }
+
     pub(super) fn push(&mut self, s: Submission) -> Result<()> {
         let file = &self.files[s.file.0 as usize];
         let polled = file.polled && matches!(s.verb, Verb::Read | Verb::Write);
@@ -328,7 +341,8 @@ impl OneRing {
     fn push(&mut self, entry: &squeue::Entry) -> Result<()> {
         loop {
             // SAFETY: an entry's buffer lies in the worker's arena, which is neither freed nor used otherwise
-            // until the operation completes; its descriptor outlives the ring.
+            // until the operation completes; its endpoint keeps its descriptor open as long.
+            // Where a place has no file, the kernel answers EBADF.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 self.in_flight += 1;
                 self.unsubmitted += 1;

@@ -25,12 +25,15 @@ pub use self::shared::{ReadErrors, Recorder, Segment, TaskOptions};
 pub(crate) use self::shared::{Shared, SharedTask, order_of};
 
 use crate::arena::{Arena, Memory};
-use crate::lane::{Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, SinkOperation};
+use crate::lane::{
+    Fault, Finished, Io, Lane, LaneOperation, LaneSetup, OperationKind, Order, Reserve, SCRATCH_GRANULE,
+    SinkOperation, States,
+};
 use crate::plan::{Item, Joined, cut_in_order, cut_request};
 use crate::pool::Pool;
 use crate::queue::{Extents, Next};
 use crate::ring::Ring;
-use crate::settings::HugePages;
+use crate::settings::{HugePages, Settings};
 use crate::slot::{DataSegment, Phase, Slot};
 use crate::stats::{Counters, LatencyHistogram};
 use crate::transform;
@@ -91,6 +94,8 @@ pub(crate) struct Worker<'r, 'a> {
     lanes: ManuallyDrop<Vec<Box<dyn Lane>>>,
     /// Tasks whose lanes were told to end what may wait for ever.
     cancelled: Vec<bool>,
+    /// Lanes that were told to finish.
+    finishing: Vec<bool>,
     recorders: Vec<Box<dyn Recorder + 'a>>,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -106,17 +111,30 @@ pub(crate) struct Worker<'r, 'a> {
 /// their memory for good.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a worker sleeps, at the end, before it asks a lane again that waits for something outside the ring.
+const LANE_NAP: Duration = Duration::from_millis(1);
+
+/// Bytes of scratch memory that the lanes of one task ask for.
+fn scratch_bytes(task: &SharedTask<'_>, settings: &Settings) -> usize {
+    task.source.scratch_bytes(settings).next_multiple_of(SCRATCH_GRANULE)
+        + task.sink.scratch_bytes(settings).next_multiple_of(SCRATCH_GRANULE)
+}
+
 impl<'r, 'a> Worker<'r, 'a> {
     pub fn new(
         shared: &'r Shared<'a>,
         own: Deque<Item>,
         recorders: Vec<Box<dyn Recorder + 'a>>,
+        worker: usize,
     ) -> Result<Self> {
         let settings = shared.settings;
         let depth = settings.queue_depth;
         let mut ring = Ring::new(settings, shared.control)?;
         let bytes = settings.worker_bytes() as usize;
-        let arena = Arena::new(bytes, settings.huge_pages)?;
+        // Behind the buffers, in the same mapping, so that it is registered with them.
+        let scratch = shared.tasks.iter().map(|task| scratch_bytes(task, settings)).sum::<usize>();
+        let mut reserve = Reserve { next: bytes, end: bytes + scratch };
+        let arena = Arena::new(reserve.end, settings.huge_pages)?;
         if settings.huge_pages == HugePages::Pool && !arena.is_huge() {
             shared.control.degrade(mover_model::event::Degradation {
                 about: "huge_pages".into(),
@@ -130,8 +148,10 @@ impl<'r, 'a> Worker<'r, 'a> {
             ring.register_buffers(&arena, shared.control);
         }
         let mut lanes = Vec::with_capacity(shared.tasks.len() * 2);
-        for task in &shared.tasks {
-            let mut setup = LaneSetup { ring: &mut ring, queue_depth: depth };
+        let mut states = States::new();
+        for (index, task) in shared.tasks.iter().enumerate() {
+            let (ring, reserve, states) = (&mut ring, &mut reserve, &mut states);
+            let mut setup = LaneSetup { ring, settings, worker, task: index, reserve, states };
             lanes.push(task.source.lane(task.options.source_access, &mut setup)?);
             lanes.push(task.sink.lane(task.options.sink_access, &mut setup)?);
         }
@@ -146,6 +166,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             pool: Pool::new(bytes, settings.block_size as usize),
             lanes: ManuallyDrop::new(lanes),
             cancelled: vec![false; shared.tasks.len()],
+            finishing: vec![false; shared.tasks.len() * 2],
             recorders,
             slots: (0..depth).map(|_| Slot::free()).collect(),
             free: (0..depth).rev().collect(),
@@ -163,6 +184,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             let dry = self.fill();
             self.drain();
             self.cancel_what_waits();
+            // A lane may hold operations back, but only while something is in flight whose end it is told.
             if self.fatal.is_none() && !self.idle() && self.ring.in_flight() == 0 {
                 let broken = Error::new(ErrorKind::Internal, "operations wait for what was never begun");
                 self.fatal = Some(broken);
@@ -173,10 +195,14 @@ impl<'r, 'a> Worker<'r, 'a> {
             if self.idle() {
                 match dry {
                     Some(Dry::ForGood) => return self.end(),
-                    Some(Dry::ForNow(wait)) => std::thread::sleep(wait),
-                    None => {}
+                    // What lanes have in flight of their own goes on meanwhile.
+                    Some(Dry::ForNow(_)) if self.ring.in_flight() > 0 => {}
+                    Some(Dry::ForNow(wait)) => {
+                        std::thread::sleep(wait);
+                        continue;
+                    }
+                    None => continue,
                 }
-                continue;
             }
             let timeout = match dry {
                 Some(Dry::ForNow(wait)) => wait,
@@ -257,21 +283,26 @@ impl<'r, 'a> Worker<'r, 'a> {
     /// Once a task has failed or the run is stopped, an operation on a pipe whose other end is silent would
     /// hold the worker for ever.
     fn cancel_what_waits(&mut self) {
+        let mut any = false;
         for task in 0..self.cancelled.len() {
             let over = self.shared.control.stopped() || self.shared.tasks[task].failed();
             if over && !self.cancelled[task] {
                 self.cancelled[task] = true;
+                any = true;
                 self.with_lane(task * 2, |lane, io| lane.cancel(io));
                 self.with_lane(task * 2 + 1, |lane, io| lane.cancel(io));
             }
         }
+        if any {
+            // Operations that a lane ended at once are over, and not waited for.
+            self.drain();
+        }
     }
 
     fn with_lane(&mut self, index: usize, call: impl FnOnce(&mut dyn Lane, &mut Io<'_>)) {
-        let zeros = self.arena.zeros();
-        let control = self.shared.control;
+        let (control, tasks) = (self.shared.control, &self.shared.tasks);
         let (ring, finished, fatal) = (&mut *self.ring, &mut self.finished, &mut self.fatal);
-        let mut io = Io::new(ring, finished, fatal, control, index as u16, zeros);
+        let mut io = Io::new(ring, finished, fatal, control, tasks, &mut self.arena, index as u16);
         call(&mut *self.lanes[index], &mut io);
     }
 
@@ -530,7 +561,8 @@ impl<'r, 'a> Worker<'r, 'a> {
         let range = segment.start as usize..(segment.start + segment.length) as usize;
         let mut runs = std::mem::take(&mut self.slots[usize::from(index)].runs);
         runs.clear();
-        // SAFETY: the slot's read has completed; writes of other pieces only read the buffer.
+        // SAFETY: the slot's read has completed; writes of other pieces touch no more than their own ranges,
+        // of which nothing is looked at here.
         let bytes = unsafe { self.arena.slice(self.place(index, 0), length as usize) };
         transform::zero_runs(&bytes[range], start + u64::from(segment.start), least, |run| runs.push(run));
         for run in &runs {
@@ -664,9 +696,49 @@ impl<'r, 'a> Worker<'r, 'a> {
 
     // ---- the end -------------------------------------------------------------------------------------------
 
+    /// No work is left and no slot is busy: lanes finish, and what they have in flight is waited for.
     fn end(mut self) -> WorkerStats {
-        debug_assert_eq!(self.ring.in_flight(), 0);
-        std::mem::take(&mut self.stats)
+        if !self.shared.cut_short.load(Ordering::Acquire) {
+            self.finish_lanes();
+        }
+        loop {
+            self.drain();
+            self.cancel_what_waits();
+            if self.fatal.is_some() {
+                return self.give_up();
+            }
+            if self.ring.in_flight() > 0 {
+                if let Err(error) = self.ring.wait(Duration::from_millis(limits::WAIT_MS)) {
+                    self.fatal = Some(error);
+                }
+            } else if !self.lanes_wait() {
+                return std::mem::take(&mut self.stats);
+            } else {
+                std::thread::sleep(LANE_NAP);
+            }
+        }
+    }
+
+    fn finish_lanes(&mut self) {
+        for index in 0..self.lanes.len() {
+            if !self.shared.tasks[index / 2].failed() {
+                self.finishing[index] = true;
+                self.with_lane(index, |lane, io| lane.finish(io));
+            }
+        }
+    }
+
+    /// Whether a lane that was told to finish waits for something outside the ring. Neither one of a failed
+    /// task is waited for, nor any when the run is stopped: then its work is left undone.
+    fn lanes_wait(&self) -> bool {
+        let wait = self.lanes.iter().enumerate().any(|(index, lane)| {
+            self.finishing[index] && !self.shared.tasks[index / 2].failed() && !lane.is_idle()
+        });
+        if wait && self.shared.control.stopped() {
+            self.shared.cut_short.store(true, Ordering::Release);
+            return false;
+        }
+        wait
     }
 
     /// The ring is broken: every task fails.

@@ -3,7 +3,7 @@
 //!
 //! What a source holds is a function of the offset, so that disks of any size can be checked byte for byte
 //! without memory: a write is compared with the source's content when it begins.
-#![allow(dead_code)] // two test crates use it, each in part
+#![allow(dead_code)] // several test crates use it, each in part
 
 use std::collections::HashMap;
 use std::fs::File;
