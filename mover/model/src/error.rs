@@ -22,6 +22,14 @@ pub enum ErrorKind {
     Refused,
     /// A journal belongs to another source or target. Nothing written. Exit 5.
     WrongIdentity,
+    /// There is no such repository, machine, restore point or disk. Exit 10.
+    NotFound,
+    /// The key or passphrase is missing or wrong, or what it protects was tampered with. Exit 11.
+    Key,
+    /// A format that this version does not know. Nothing written. Exit 5.
+    Unsupported,
+    /// What points to a common disk was changed after the backup; it was left as it is. Exit 8.
+    CommonChanged,
     /// Another process holds a lock that is needed. Exit 9.
     Busy,
     /// The device or filesystem answered a read, write, flush or other call with an error. Exit 1.
@@ -45,8 +53,10 @@ impl ErrorKind {
     pub fn exit_code(self) -> u8 {
         match self {
             ErrorKind::Usage => 2,
-            ErrorKind::Unreachable | ErrorKind::Full => 10,
-            ErrorKind::Refused | ErrorKind::WrongIdentity => 5,
+            ErrorKind::Unreachable | ErrorKind::Full | ErrorKind::NotFound => 10,
+            ErrorKind::Refused | ErrorKind::WrongIdentity | ErrorKind::Unsupported => 5,
+            ErrorKind::Key => 11,
+            ErrorKind::CommonChanged => 8,
             ErrorKind::Busy => 9,
             ErrorKind::Corruption => 6,
             ErrorKind::Interrupted => 7,
@@ -96,6 +106,9 @@ pub enum Operation {
     Register,
     Setup,
     Verify,
+    List,
+    Link,
+    Delete,
 }
 
 impl fmt::Display for Operation {
@@ -115,6 +128,9 @@ impl fmt::Display for Operation {
             Operation::Register => "register memory",
             Operation::Setup => "set up io_uring",
             Operation::Verify => "verify",
+            Operation::List => "list",
+            Operation::Link => "put in place",
+            Operation::Delete => "delete",
         })
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::ErrorRecord;
+use crate::manifest::{Method, Stored};
 
 /// Version of the envelope and of all events in it.
 pub const EVENT_VERSION: u32 = 1;
@@ -198,9 +199,188 @@ pub struct RunResult {
     pub bad_extents: Vec<BadExtent>,
     /// All bad extents, the unlisted ones included.
     pub bad_extents_count: u64,
+    /// The restore point that was made, read or looked at.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub point: Option<PointResult>,
+    /// What `verify` found.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verify: Option<VerifyResult>,
+    /// What `gc` did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub gc: Option<GcResult>,
+    /// What `prune` did, or would do.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prune: Option<PruneResult>,
     /// The most severe error.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub error: Option<ErrorRecord>,
+}
+
+/// A restore point as a run made or read it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PointResult {
+    /// The repository's id.
+    pub repository: String,
+    /// The machine.
+    pub vm: String,
+    /// The restore point's id; with it the point is named as `VM@ID`.
+    pub id: String,
+    /// The one before it.
+    pub parent: Option<String>,
+    /// Whether it is in the repository: false after a failed backup and in a dry run.
+    pub committed: bool,
+    /// Whether an earlier run of the same run key had made it, so that this one did nothing.
+    pub repeated: bool,
+    /// Whether parts of it could not be read.
+    pub damaged: bool,
+    /// Its disks.
+    pub disks: Vec<DiskResult>,
+    /// What it added to the repository; zeros for a run that reads.
+    pub stored: Stored,
+}
+
+/// One disk of a restore point, as a run made or read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiskResult {
+    /// The disk's id.
+    pub id: String,
+    /// What became of it.
+    pub status: DiskStatus,
+    /// Bytes.
+    pub size: u64,
+    /// The name of its content, 64 hex digits; absent where it did not come that far.
+    pub root: Option<String>,
+    /// How it was read by a backup.
+    pub method: Option<Method>,
+    /// Why it was read whole where less was asked for, or why it was kept.
+    pub reason: Option<String>,
+    /// Bytes read from the source.
+    pub read_bytes: u64,
+    /// What it added to the repository.
+    pub stored: Stored,
+    /// Present where the disk is common to several machines.
+    pub common: Option<CommonResult>,
+}
+
+/// What became of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskStatus {
+    /// Read, and what was new was stored.
+    Stored,
+    /// Neither read nor stored: another restore point has it.
+    Referenced,
+    /// Written to its target.
+    Restored,
+    /// A common disk that was left as it is.
+    Kept,
+    /// See `error`.
+    Failed,
+    /// Not begun: something else failed before.
+    Skipped,
+}
+
+/// A common disk, as `show` and `result` tell of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommonResult {
+    /// By which it is known.
+    pub id: String,
+    /// Where it lies.
+    pub location: String,
+    /// The machines whose restore points have it.
+    pub vms: Vec<String>,
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyResult {
+    /// Restore points that were looked at.
+    pub points: u64,
+    /// Distinct chunks of data that were read and compared with their names.
+    pub chunks: u64,
+    /// Distinct tree nodes likewise.
+    pub nodes: u64,
+    /// Bytes read from packs.
+    pub stored_bytes: u64,
+    /// Objects that are missing or not as they were written: key, and what is wrong.
+    pub damaged_objects: Vec<DamagedObject>,
+    /// Damaged chunks.
+    pub damaged_chunks: u64,
+    /// What the damage touches: every disk of every restore point.
+    pub touched: Vec<TouchedDisk>,
+}
+
+/// An object of the repository that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedObject {
+    /// Its key.
+    pub key: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// A disk of a restore point that damage touches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TouchedDisk {
+    /// The machine.
+    pub vm: String,
+    /// The restore point.
+    pub point: String,
+    /// The disk.
+    pub disk: String,
+    /// Damaged ranges of the disk: start and length in bytes.
+    pub extents: Vec<(u64, u64)>,
+}
+
+/// What `gc` did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GcResult {
+    /// Chunks and nodes that restore points need.
+    pub live_chunks: u64,
+    /// Distinct tree nodes that were read to find that.
+    pub nodes_read: u64,
+    /// Packs deleted, or to be deleted in a dry run.
+    pub packs_deleted: u64,
+    /// Packs whose living chunks were moved to new ones.
+    pub packs_rewritten: u64,
+    /// Bytes of chunk data read for that.
+    pub rewritten_bytes: u64,
+    /// Bytes given back.
+    pub freed_bytes: u64,
+    /// Packs that wait on a doom list for sessions to end.
+    pub packs_waiting: u64,
+    /// The sessions that are waited for.
+    pub waiting_for: Vec<String>,
+    /// Dead sessions that were ended.
+    pub sessions_ended: u64,
+    /// Other objects deleted: superseded segments, temporary files, notes of what is gone.
+    pub objects_deleted: u64,
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+}
+
+/// What `prune` did, or would do.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PruneResult {
+    /// Whether nothing was changed.
+    pub dry_run: bool,
+    /// One entry for each restore point that was looked at, the oldest first.
+    pub points: Vec<PrunePoint>,
+}
+
+/// A restore point in a prune plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunePoint {
+    /// The machine.
+    pub vm: String,
+    /// The restore point.
+    pub point: String,
+    /// When it was begun.
+    pub time: String,
+    /// Whether it stays.
+    pub keep: bool,
+    /// Why: the rules that keep it (`last 1/7`, `daily 2026-11-20`), or why it cannot go yet.
+    pub reasons: Vec<String>,
 }
 
 /// Bytes and requests that moved.
@@ -263,6 +443,9 @@ impl std::ops::AddAssign for Moved {
 /// The outcome of one pair.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PairResult {
+    /// The disk's id, where the run knows disks by id.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub disk: Option<String>,
     /// The source's locator.
     pub source: String,
     /// The target's locator.
