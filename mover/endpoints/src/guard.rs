@@ -174,7 +174,7 @@ pub(crate) fn lock_target(file: &File, label: &str, wait: Duration) -> Result<()
 }
 
 /// Whether another process has the file open for writing, as far as QEMU's image locks tell.
-pub(crate) fn has_writer(file: &File) -> bool {
+pub fn has_writer(file: &File) -> bool {
     // QEMU locks byte 100 + n for each permission n that it uses; permission 1 is "write"
     // (block/file-posix.c: RAW_LOCK_PERM_BASE, include/block/block-common.h: BLK_PERM_WRITE).
     const WRITE_PERMISSION: i64 = 101;

@@ -8,6 +8,7 @@ mod facts;
 mod file;
 mod guard;
 mod null;
+mod qcow2;
 mod signature;
 mod stream;
 
@@ -16,7 +17,8 @@ pub use door::{
 };
 pub use facts::{DeviceFacts, device_facts, device_of_path};
 pub use file::{FileSink, FileSource, Identity};
-pub use guard::refuse_shared;
+pub use guard::{has_writer, refuse_shared};
 pub use null::Null;
+pub use qcow2::{Backing, Qcow2Header};
 pub use signature::find_signature;
 pub use stream::{StreamSink, StreamSource};

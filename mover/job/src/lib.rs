@@ -7,6 +7,7 @@ pub mod copy;
 pub mod doctor;
 pub mod options;
 pub mod progress;
+pub mod repository;
 pub mod resolve;
 pub mod tune;
 

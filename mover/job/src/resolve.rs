@@ -26,7 +26,16 @@ pub struct Found {
     pub devices: Vec<DeviceFacts>,
     /// Endpoints that polled I/O cannot reach, in words.
     pub unpolled: Vec<String>,
+    /// Bytes of registered memory beside the buffers that the endpoints ask for in each worker.
+    pub scratch_bytes: u64,
+    /// Bytes that a request has to hold whole: chunks of a repository; 0 where there are none.
+    pub chunk_size: u32,
+    /// Whether workers hash and compress, so that CPUs bound the run and not the devices.
+    pub cpu_bound: bool,
 }
+
+/// Most workers where nothing is said and CPUs bound the run: their memory keeps to the product's 256 MiB.
+const WORKERS_CPU_BOUND_MAX: usize = 8;
 
 /// Settings, and why.
 pub struct Resolved {
@@ -55,6 +64,7 @@ pub fn resolve(options: &EngineOptions, found: &Found, control: &Control) -> Res
     };
     choose_rings(options, found, control, &mut settings, &mut choose);
     choose_sizes(options, found, &mut settings, &mut choose)?;
+    hold_whole_chunks(found, control, &mut settings, &mut choose);
     let transparent = read_setting("/sys/kernel/mm/transparent_hugepage/enabled");
     let without = transparent.is_none_or(|setting| setting.contains("[never]"));
     if without && settings.backend == Backend::Uring && settings.huge_pages == HugePages::Auto {
@@ -168,7 +178,15 @@ fn choose_sizes(
     choose: &mut impl FnMut(&str, String, String),
 ) -> Result<()> {
     let cpus = available_cpus();
-    let block_size = options.block_size.unwrap_or(limits::BLOCK_SIZE_DEFAULT);
+    let asked = options.block_size.unwrap_or(limits::BLOCK_SIZE_DEFAULT);
+    let block_size = whole_chunks(asked, found);
+    if options.block_size.is_some_and(|asked| asked != block_size) {
+        choose(
+            "block_size",
+            format_size(u64::from(block_size)),
+            format!("a request holds whole chunks of {}", format_size(u64::from(found.chunk_size))),
+        );
+    }
     settings.block_size = block_size;
     if settings.iopoll {
         let most = found.devices.iter().filter(|d| d.polls).filter_map(DeviceFacts::polled_request_max).min();
@@ -188,6 +206,8 @@ fn choose_sizes(
         _ if found.sequential => 1,
         Some(workers) => workers,
         None if few => 1,
+        // A chunk is hashed and compressed by the worker that has read it.
+        None if found.cpu_bound => cpus.clamp(1, WORKERS_CPU_BOUND_MAX),
         None => (found.pairs * limits::WORKERS_PER_PAIR).clamp(1, cpus),
     };
     if found.sequential && options.workers.is_some_and(|workers| workers > 1) {
@@ -202,6 +222,11 @@ fn choose_sizes(
             let further = settings.workers.saturating_sub(2) as u64;
             limits::BUFFER_BYTES_DEFAULT + further * limits::BUFFER_BYTES_PER_FURTHER_WORKER
         }
+    };
+    // What endpoints ask for is part of a limit that was set; the default ceiling is of buffers alone.
+    let budget = match options.memory_limit {
+        Some(_) => budget.saturating_sub(settings.workers as u64 * found.scratch_bytes),
+        None => budget,
     };
     let block = u64::from(settings.block_size);
     if let Some(depth) = options.queue_depth {
@@ -251,7 +276,7 @@ fn choose_sizes(
                 "the memory ceiling leaves room for no more".into(),
             );
         }
-        let bytes = within_locked_memory(bytes, settings, choose);
+        let bytes = within_locked_memory(bytes, found, settings, choose);
         // No buffer that nothing will ever be read into.
         let needed =
             found.data_bytes.map(|data| data.div_ceil(settings.workers as u64).next_multiple_of(block));
@@ -263,17 +288,53 @@ fn choose_sizes(
     Ok(())
 }
 
+/// A request's bytes, as a multiple of the chunk.
+fn whole_chunks(bytes: u32, found: &Found) -> u32 {
+    match found.chunk_size {
+        0 => bytes,
+        chunk => bytes.max(chunk).next_multiple_of(chunk),
+    }
+}
+
+/// Where a polled device takes no request as long as a chunk, it is not polled.
+fn hold_whole_chunks(
+    found: &Found,
+    control: &Control,
+    settings: &mut Settings,
+    choose: &mut impl FnMut(&str, String, String),
+) {
+    let whole = whole_chunks(settings.block_size, found);
+    if whole == settings.block_size {
+        return;
+    }
+    if settings.iopoll {
+        settings.iopoll = false;
+        control.degrade(Degradation {
+            about: "iopoll".into(),
+            wanted: "polled completions".into(),
+            used: "submission and completion by system call".into(),
+            reason: "a polled device takes no request that is as long as a chunk".into(),
+            path: None,
+        });
+    }
+    settings.block_size = whole;
+    let least = u64::from(whole);
+    settings.bytes_in_flight = settings.bytes_in_flight.map(|bytes| (bytes / least * least).max(least));
+    choose("block_size", format_size(least), "a request holds whole chunks".into());
+}
+
 /// As much as may be registered, where that is enough to work with: an ordinary user's limit of 8 MiB is just
 /// short of the default, and registered buffers are worth more than the eighth block.
 fn within_locked_memory(
     bytes: u64,
+    found: &Found,
     settings: &Settings,
     choose: &mut impl FnMut(&str, String, String),
 ) -> u64 {
     let block = u64::from(settings.block_size);
     let uses = settings.backend == Backend::Uring && settings.register;
     let Some(lockable) = registrable_bytes().filter(|_| uses) else { return bytes };
-    let share = lockable / settings.workers as u64 / block * block;
+    let share = (lockable / settings.workers as u64).saturating_sub(found.scratch_bytes) / block * block;
     // Less than a quarter would cost more than registration brings.
     if share >= bytes || share < bytes / 4 || share == 0 {
         return bytes;
@@ -318,11 +379,11 @@ fn spread_over_threads(options: &EngineOptions, found: &Found, settings: &mut Se
         return;
     }
     if found.memory_only {
-        if options.workers.is_none() && !is_little(found, settings) {
+        if options.workers.is_none() && !is_little(found, settings) && !found.cpu_bound {
             settings.workers = cpus.min(limits::WORKERS_IN_MEMORY.max(found.pairs));
         }
         if options.block_size.is_none() {
-            settings.block_size = limits::MEMORY_BLOCK_SIZE;
+            settings.block_size = whole_chunks(limits::MEMORY_BLOCK_SIZE, found);
         }
     } else if options.workers.is_none() {
         settings.workers = in_flight.clamp(1, limits::SYNC_WORKERS_MAX);
@@ -425,6 +486,33 @@ mod tests {
         let small = Found { data_bytes: Some(100_000), ..found() };
         let settings = settings(&EngineOptions::default(), &small).unwrap();
         assert_eq!((settings.workers, settings.buffer_bytes()), (1, 1 << 20));
+    }
+
+    #[test]
+    fn requests_hold_whole_chunks() {
+        for (chunk_size, block_size, expected) in [
+            (128 << 10, None, 1 << 20),
+            (4 << 20, None, 4 << 20),
+            (128 << 10, Some(4096), 128 << 10),
+            (2 << 20, Some(3 << 20), 4 << 20),
+        ] {
+            let found = Found { chunk_size, cpu_bound: true, ..found() };
+            let options = EngineOptions { block_size, ..EngineOptions::default() };
+            assert_eq!(
+                settings(&options, &found).unwrap().block_size,
+                expected,
+                "{chunk_size} {block_size:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn scratch_memory_is_part_of_a_memory_limit() {
+        let found = Found { scratch_bytes: 4 << 20, cpu_bound: true, ..found() };
+        let options =
+            EngineOptions { memory_limit: Some(64 << 20), workers: Some(4), ..EngineOptions::default() };
+        let settings = settings(&options, &found).unwrap();
+        assert!(settings.buffer_bytes() + 4 * (4 << 20) <= 48 << 20, "{}", settings.buffer_bytes());
     }
 
     #[test]

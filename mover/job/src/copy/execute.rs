@@ -491,6 +491,7 @@ fn sum(pairs: &[OpenPair<'_>]) -> Moved {
 fn pair_result(pair: &OpenPair<'_>, flushed: bool) -> PairResult {
     let error = pair.error.lock().unwrap_or_else(|p| p.into_inner()).clone();
     PairResult {
+        disk: None,
         source: pair.pair.source.to_string(),
         target: pair.pair.target.to_string(),
         status: if error.is_some() { Status::Failed } else { Status::Done },
