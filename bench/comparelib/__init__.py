@@ -1,5 +1,5 @@
 """Parts of bench/compare: `machine` and `measure` are about this computer, `images` about the input, `tools` about the
-peers, `copies` about the scenarios, `report` about the figures. See bench/compare for how they come together."""
+peers, `copies` and `backups` about the scenarios, `report` about the figures. See bench/compare for how they come together."""
 
 
 class Failure(Exception):

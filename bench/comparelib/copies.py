@@ -138,6 +138,9 @@ class Copy:
                 file.truncate(self.reference.size)
         bench.cold_cache.empty([self.places["src"]])
 
+    def after_run(self, tool, sample):
+        """Nothing but the copy to look at."""
+
     def check(self, tool):
         if tool.copies:
             self.reference.check(self.target, tool.name)

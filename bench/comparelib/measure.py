@@ -21,6 +21,8 @@ class Sample:
     cpu_s: float = 0.0
     peak_bytes: int = 0
     output: str = ""
+    # What a repository takes on disk afterwards; filled in by scenarios that have one.
+    stored_bytes: int = 0
 
 
 def run_steps(steps, log_path, limit_s):

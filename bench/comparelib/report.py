@@ -121,6 +121,32 @@ def slower_at_most(tool, times, text):
     return Target(text, times, measure, at_least=False)
 
 
+def slower_at_most_than(tool, times, text):
+    """The reference takes at most `times` as long as the tool."""
+
+    def measure(figures, reference):
+        return figures.ratio(reference, tool, "wall_s") if figures.has(tool) else None
+
+    return Target(text, times, measure, at_least=False)
+
+
+def stores_at_most(peers, times, text):
+    """The reference's repository takes at most `times` as much as the smallest of the peers'."""
+
+    def measure(figures, reference):
+        sizes = [figures.median(peer, "stored_bytes") for peer in peers if figures.has(peer)]
+        return figures.median(reference, "stored_bytes") / min(sizes) if sizes and min(sizes) else None
+
+    return Target(text, times, measure, at_least=False)
+
+
+def stored_at_most_kib(kib):
+    def measure(figures, reference):
+        return max(figures.values(reference, "stored_bytes")) / 1024
+
+    return Target(f"at most {kib} KiB stored", kib, measure, at_least=False)
+
+
 # --- what is shown ---
 
 def size(count):
@@ -133,7 +159,8 @@ def size(count):
 def table(figures, tools, reference):
     """One row a tool. The last columns say how many times more than the reference it needs."""
     head = ["tool", "wall s", "min..max", "GB/s", "CPU s/GB", "peak MiB", f"wall ×{reference}", f"CPU ×{reference}"]
-    rows = [head]
+    stores = any(figures.median(tool, "stored_bytes") for tool in tools)
+    rows = [head + ["stored MiB"] * stores]
     for tool in tools:
         walls = figures.values(tool, "wall_s")
         rows.append([
@@ -145,8 +172,9 @@ def table(figures, tools, reference):
             f"{figures.median(tool, 'peak_bytes') / 2**20:.1f}",
             f"{figures.ratio(tool, reference, 'wall_s'):.2f}",
             f"{figures.ratio(tool, reference, 'cpu_s'):.2f}",
+            *[f"{figures.median(tool, 'stored_bytes') / 2**20:.2f}"] * stores,
         ])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def show(row):
         cells = [cell.rjust(width) for cell, width in zip(row, widths)]
@@ -168,6 +196,7 @@ def tool_record(figures, tool, reference, version):
         "cpu_s_per_gb": round(figures.cpu_s_per_gb(tool), 4),
         "gb_per_s": round(figures.gb_per_s(tool), 3),
         "peak_mib": spread("peak_bytes", 2**20, 1),
+        **({"stored_mib": spread("stored_bytes", 2**20, 3)} if figures.median(tool, "stored_bytes") else {}),
         "wall_ratio": round(figures.ratio(tool, reference, "wall_s"), 3),
         "cpu_ratio": round(figures.ratio(tool, reference, "cpu_s"), 3),
     }

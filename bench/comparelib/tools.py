@@ -82,6 +82,10 @@ def fio(engine, depth):
     return (command, "sync {dst}")
 
 
+# Compression as each has it by default, or as the scenario says; secrets and caches in the scenario's own folder.
+RESTIC = "env RESTIC_PASSWORD=compare restic -q -r {repo} --cache-dir {cache} "
+BORG = "env BORG_BASE_DIR={cache} BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes borg "
+
 TOOLS = [
     Tool(
         MOVER,
@@ -90,8 +94,46 @@ TOOLS = [
             "full scattered sparse8t digest mix": "{mover} copy {src} {dst}",
             "scattered-extents": "{mover} copy {src} {dst} --extents {extents}",
             "tmpfs": "{mover} copy {src} {dst} --force",
+            "backup backup-zstd": "{mover} backup vm --disk vda={src} --repo {repo} --state {cache}",
+            "backup-changed backup-unchanged":
+                "{mover} backup vm --disk vda={src} --extents vda={extents} --since vm@latest --repo {repo} --state {cache}",
+            "restore": "{mover} restore vm --disk vda={dst} --repo {repo} --state {cache}",
+            "verify": "{mover} verify --repo {repo} --state {cache}",
         },
         origin=MOVER_ORIGIN,
+    ),
+    Tool(
+        "mover-raw",
+        "{mover}",
+        {
+            "backup-changed": "{mover} copy {src} {dst} --extents {extents} --force",
+            "restore": "{mover} copy {src} {dst}",
+            "verify": "{mover} copy {src} null:",
+        },
+        origin=MOVER_ORIGIN,
+        copies=False,
+    ),
+    Tool(
+        "restic",
+        "restic",
+        {
+            "backup backup-zstd backup-changed": (RESTIC + "backup {src}", "sync -f {repo}"),
+            "restore": (RESTIC + "restore latest --target {out}", "sync -f {out}"),
+            "verify": RESTIC + "check --read-data",
+        },
+        origin="Debian: restic",
+        everyday=True,
+    ),
+    Tool(
+        "borg",
+        "borg",
+        {
+            "backup backup-changed": (BORG + "create --compression lz4 {repo}::{archive} {src}", "sync -f {repo}"),
+            "restore": ("env -C {out} " + BORG.removeprefix("env ") + "extract --sparse {repo}::base", "sync -f {out}"),
+            "verify": BORG + "check --verify-data {repo}",
+        },
+        origin="Debian: borgbackup",
+        everyday=True,
     ),
     Tool(
         "mover-digest",

@@ -262,6 +262,78 @@ fn events_of_runs_keep_to_their_schemas() {
     }
 }
 
+/// Changes one byte of the largest pack; returns its path.
+fn damage(repository: &Path) -> PathBuf {
+    let folders = fs::read_dir(repository.join("packs")).unwrap();
+    let packs = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+    let largest = packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| fs::metadata(pack).unwrap().len());
+    let largest = largest.expect("a pack");
+    let mut bytes = fs::read(&largest).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&largest, bytes).unwrap();
+    largest
+}
+
+#[test]
+fn events_of_a_repository_keep_to_their_schemas() {
+    let scratch = ScratchDir::new();
+    let pieces = [(2 * MIB, Content::Data), (MIB, Content::Zero), (MIB, Content::Hole)];
+    Layout::of(3, &pieces).write(&scratch.file("disk")).unwrap();
+    Layout::of(4, &[(MIB, Content::Data)]).write(&scratch.file("base")).unwrap();
+    let changes =
+        r#"{"format":"mover-extents","version":1,"extents":[{"start":0,"length":65536,"kind":"data"}]}"#;
+    scratch.write("changes", changes);
+    // Stamps younger than two seconds are not trusted: the common disk would be read again.
+    std::thread::sleep(Duration::from_millis(2100));
+    let verb = |line: &str| {
+        Run::mover(line.split(' '))
+            .arguments(["--json", "--repo", "repo", "--state", "state"])
+            .folder(scratch.path())
+    };
+    let disks = "--disk vda=disk --disk base=base,common=golden";
+    let mut events = Vec::new();
+    let mut ends = |line: &str, code: i32| {
+        let outcome = verb(line).run();
+        outcome.assert_code(code);
+        let of_run = envelope(&outcome);
+        events.extend(of_run.iter().cloned());
+        of_run.last().cloned().unwrap()
+    };
+    let first = ends(&format!("backup one {disks} --run-key a"), 0);
+    assert_eq!(first["point"]["committed"], true);
+    assert_eq!(ends(&format!("backup one {disks} --run-key a"), 0)["point"]["repeated"], true);
+    let second = ends(&format!("backup two {disks}"), 0);
+    let common =
+        second["point"]["disks"].as_array().unwrap().iter().find(|disk| disk["id"] == "base").unwrap();
+    assert_eq!((&common["status"], &common["common"]["id"]), (&json!("referenced"), &json!("golden")));
+    ends("backup one --disk vda=disk --extents vda=changes --since one@latest", 0);
+    ends("backup one --disk vda=missing", 10);
+    ends("restore two --into restored", 0);
+    ends("restore two --into restored", 5);
+    ends("restore two --into kept --keep-common", 0);
+    ends("restore three --into x", 10);
+    ends("prune one --keep-last 1 --dry-run", 0);
+    assert!(ends("prune one --keep-last 1", 0)["prune"]["points"].is_array());
+    assert!(ends("gc", 0)["gc"]["live_chunks"].as_u64().unwrap() > 0);
+    assert_eq!(ends("verify", 0)["verify"]["damaged_chunks"], 0);
+    let pack = damage(&scratch.file("repo"));
+    let found = ends("verify", 6);
+    fs::remove_file(pack).unwrap();
+    assert!(!ends("verify", 6)["verify"]["damaged_objects"].as_array().unwrap().is_empty());
+    assert!(!found["verify"]["touched"].as_array().unwrap().is_empty(), "{found}");
+    for kind in KINDS {
+        let of_kind = of_kind(&events, kind);
+        if !of_kind.is_empty() {
+            hold(kind, &of_kind, false);
+        }
+    }
+    let known: BTreeSet<_> = KINDS.into_iter().chain(["bad_extent"]).collect();
+    for event in &events {
+        let kind = event["type"].as_str().unwrap();
+        assert!(known.contains(kind), "a type of event without a golden file: {event}");
+    }
+}
+
 #[test]
 fn bad_extents_keep_to_their_schema() {
     let faulty = need!(FaultyFile::memory(MIB));
@@ -326,6 +398,31 @@ fn the_fields_that_suites_rely_on_are_in_the_files() {
         ("degraded[].reason", "string"),
         ("bad_extents[].start", "integer"),
         ("bad_extents_count", "integer"),
+        ("point.repository", "string"),
+        ("point.vm", "string"),
+        ("point.id", "string"),
+        ("point.parent", "string"),
+        ("point.committed", "boolean"),
+        ("point.repeated", "boolean"),
+        ("point.damaged", "boolean"),
+        ("point.disks[].id", "string"),
+        ("point.disks[].status", "string"),
+        ("point.disks[].root", "string"),
+        ("point.disks[].method", "string"),
+        ("point.disks[].common.location", "string"),
+        ("point.disks[].common.vms", "array"),
+        ("point.stored.stored_bytes", "integer"),
+        ("pairs[].disk", "string"),
+        ("verify.damaged_objects[].key", "string"),
+        ("verify.touched[].vm", "string"),
+        ("verify.touched[].point", "string"),
+        ("verify.touched[].disk", "string"),
+        ("verify.touched[].extents", "array"),
+        ("gc.freed_bytes", "integer"),
+        ("gc.packs_waiting", "integer"),
+        ("gc.waiting_for", "array"),
+        ("prune.points[].keep", "boolean"),
+        ("prune.points[].reasons", "array"),
         ("error.kind", "string"),
         ("error.retryable", "boolean"),
         ("error.disk", "string"),

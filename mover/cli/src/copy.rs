@@ -1,23 +1,16 @@
 //! `mover copy`: its arguments, and what happens around `mover_job::copy`.
 
 use std::ffi::OsString;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
-use mover_engine::Control;
-use mover_job::copy::{CopyOptions, Offload, Pair, Sparse};
-use mover_model::event::{Event, Plan, RunResult, Status};
-use mover_model::{Error, ErrorKind, Locator, Result};
+use mover_job::copy::{CopyOptions, Offload, Pair};
+use mover_model::{Error, Locator, Result};
 
-use crate::engine_args::EngineArgs;
-use crate::events::{self, Outputs, Reporter};
+use crate::engine_args::{EngineArgs, OnReadError, SparseArg};
 use crate::output;
-use crate::people::{Screen, plan_table, print_error};
-use crate::signals::{self, GiveUp};
-use crate::usage;
+use crate::roles::{Roles, standard};
+use crate::run::{EventArgs, Run};
 
 const VERB: &str = "copy";
 
@@ -97,39 +90,12 @@ struct Safety {
     strict: bool,
 }
 
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Output")]
-struct EventArgs {
-    /// Write event lines to an open descriptor, or append them to a file
-    #[arg(long, value_name = "fd:N|FILE")]
-    events: Option<OsString>,
-
-    /// Write the result event to this file, whole or not at all
-    #[arg(long, value_name = "FILE")]
-    result: Option<PathBuf>,
-}
-
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum OffloadArg {
     #[default]
     Auto,
     Never,
     Always,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum SparseArg {
-    #[default]
-    Auto,
-    Never,
-    Always,
-}
-
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum OnReadError {
-    #[default]
-    Fail,
-    Record,
 }
 
 impl Args {
@@ -147,17 +113,13 @@ impl Args {
                 OffloadArg::Never => Offload::Never,
                 OffloadArg::Always => Offload::Always,
             },
-            sparse: match self.what.sparse {
-                SparseArg::Auto => Sparse::Auto,
-                SparseArg::Never => Sparse::Never,
-                SparseArg::Always => Sparse::Always,
-            },
+            sparse: self.what.sparse.into(),
             verify: self.safety.verify,
             digest_out: self.safety.digest_out.clone(),
             journal: self.safety.journal.clone(),
             resume: self.safety.resume,
             force: self.safety.force,
-            record_read_errors: matches!(self.safety.on_read_error, OnReadError::Record),
+            record_read_errors: self.safety.on_read_error == OnReadError::Record,
             strict: self.safety.strict,
             dry_run: self.what.dry_run,
         };
@@ -201,52 +163,28 @@ impl Args {
         Ok(pairs)
     }
 
-    /// No file has two roles: a ledger appended to the disk it tells of would destroy it.
-    fn refuse_shared_files(&self) -> Result<()> {
-        let mut files: Vec<(&str, &Path)> = Vec::new();
-        let events = self.events.events.as_deref().map(events::path);
-        let flags = [
-            ("--extents", self.what.extents.as_deref()),
-            ("--journal", self.safety.journal.as_deref()),
-            ("--digest-out", self.safety.digest_out.as_deref()),
-            ("--events", events.as_deref()),
-            ("--result", self.events.result.as_deref()),
-        ];
-        files.extend(flags.into_iter().filter_map(|(flag, path)| Some((flag, path?))));
-        let roles = ["a source", "a target"].into_iter().cycle();
-        let endpoints = roles.zip(self.endpoints.iter().map(Path::new));
-        // `-` and `null:` are no files.
-        let endpoints: Vec<(&str, &Path)> = endpoints
-            .filter(|(_, path)| matches!(Locator::parse(path.as_os_str()), Ok(Locator::Path(_))))
-            .collect();
-        for (index, (flag, path)) in files.iter().enumerate() {
-            for (what, other) in files[index + 1..].iter().chain(&endpoints) {
-                if same_file(path, other) {
-                    return Err(Error::usage(format!("{flag} {} is also {what}", path.display()))
-                        .hint(format!("name another file for {flag}")));
-                }
+    fn roles(&self) -> Roles {
+        let mut roles = Roles::default();
+        roles.flag("--extents", self.what.extents.as_deref());
+        roles.flag("--journal", self.safety.journal.as_deref());
+        roles.flag("--digest-out", self.safety.digest_out.as_deref());
+        for (what, endpoint) in ["a source", "a target"].into_iter().cycle().zip(&self.endpoints) {
+            // What is no locator at all is told later, with its reason.
+            if let Ok(locator) = Locator::parse(endpoint) {
+                roles.endpoint(what, &locator);
             }
         }
-        if self.stdout_is_data() {
-            let others = files.iter().copied().chain([("standard error", Path::new("/proc/self/fd/2"))]);
-            for (what, path) in others {
-                if same_open_file(path, Path::new("/proc/self/fd/1")) {
-                    return Err(Error::usage(format!(
-                        "{what} goes to standard output, which carries the data"
-                    ))
-                    .hint("send it elsewhere: data and messages would mix"));
-                }
-            }
-        }
-        Ok(())
+        roles
     }
 
-    fn outputs(&self, output: output::Options) -> Outputs {
-        Outputs {
-            json: output.json,
+    fn run(&self, output: output::Options) -> Run {
+        Run {
+            verb: VERB,
+            output,
+            events: self.events.clone(),
             stdout_is_data: self.stdout_is_data(),
-            events: self.events.events.clone(),
-            result: self.events.result.clone(),
+            resumable: self.safety.journal.is_some(),
+            dry_run: self.what.dry_run,
         }
     }
 
@@ -258,172 +196,16 @@ impl Args {
     }
 }
 
-/// Whether two names mean one file, which need not exist yet. Terminals, pipes and /dev/null may be shared.
-pub fn same_file(one: &Path, other: &Path) -> bool {
-    match (std::fs::metadata(one), std::fs::metadata(other)) {
-        (Ok(facts), Ok(_)) => {
-            let kind = facts.file_type();
-            !kind.is_fifo() && !kind.is_socket() && same_open_file(one, other)
-        }
-        (Err(_), Err(_)) => {
-            let place = |path: &Path| {
-                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-                let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
-                Some((folder, path.file_name()?.to_owned()))
-            };
-            place(one).is_some_and(|one| place(other) == Some(one))
-        }
-        _ => false,
-    }
-}
-
-/// Whether two names that exist mean one file, pipe or socket; terminals and /dev/null do not count.
-fn same_open_file(one: &Path, other: &Path) -> bool {
-    let (Ok(one), Ok(other)) = (std::fs::metadata(one), std::fs::metadata(other)) else { return false };
-    !one.file_type().is_char_device() && (one.dev(), one.ino()) == (other.dev(), other.ino())
-}
-
 /// Runs the verb; returns the process exit code.
 pub fn run(args: Args, output: output::Options) -> u8 {
-    let outputs = args.outputs(output);
+    let run = args.run(output);
     // Before any output is opened: an output may be named like a disk.
-    if let Err(error) = args.refuse_shared_files() {
-        return reject(&error, Outputs { events: None, result: None, ..outputs });
+    if let Err(error) = run.check_roles(args.roles()) {
+        return run.reject_roles(&error);
     }
-    let options = match args.options() {
-        Ok(options) => options,
-        Err(error) => return reject(&error, outputs),
-    };
-    let json_on_stderr = outputs.json && outputs.stdout_is_data;
-    let control = Arc::new(Control::new());
-    // Set once the outputs are open; a signal before that ends the process at once.
-    let reporter: Arc<Mutex<Option<Arc<Reporter>>>> = Arc::default();
-    watch_signals(&control, &reporter, options.journal.is_some());
-
-    let screen = (!json_on_stderr).then(|| Screen::new(output, options.dry_run));
-    let opened = match Reporter::open(outputs.clone(), screen) {
-        Ok(opened) => Arc::new(opened),
-        Err(error) => return reject(&error, outputs),
-    };
-    *reporter.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Arc::clone(&opened));
-
-    opened.emit(output::start(VERB));
-    let plans = Mutex::new(Vec::<Plan>::new());
-    let emit = |event: Event| {
-        if let (true, Event::Plan(plan)) = (options.dry_run, &event) {
-            plans.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(plan.clone());
-        }
-        opened.emit(event);
-    };
-    let ended = catch_unwind(AssertUnwindSafe(|| mover_job::copy::run(&options, &control, &emit)));
-    let mut result = ended.unwrap_or_else(|panic| {
-        let known = opened.known();
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message =
-            message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a broken invariant");
-        let error =
-            Error::new(ErrorKind::Internal, message).hint("this is a defect of mover: please report it");
-        RunResult { degraded: control.degraded(0), ..ended_early(known, &error) }
-    });
-    VERB.clone_into(&mut result.verb);
-    hint_at_help(&mut result);
-
-    let shown = options.dry_run && !output.json && result.error.is_none();
-    if shown {
-        let table = plan_table(&plans.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        if args.stdout_is_data() {
-            use std::io::Write;
-            // A reader of stderr that has gone is no failure of the run.
-            let _ = std::io::stderr().write_all(table.as_bytes());
-        } else {
-            output::text(&table);
-        }
-    }
-    opened.finish(result).exit_code
-}
-
-/// Ends a run that has not begun, and tells why to every output that can be opened.
-fn reject(error: &Error, outputs: Outputs) -> u8 {
-    let mut result = output::failure(VERB, error);
-    hint_at_help(&mut result);
-    if let (Some(error), false) = (&result.error, outputs.json && outputs.stdout_is_data) {
-        print_error(error);
-    }
-    usage::tell(outputs, result);
-    error.exit_code()
-}
-
-/// No usage error without a next step.
-fn hint_at_help(result: &mut RunResult) {
-    if let Some(error) = result.error.as_mut().filter(|error| error.kind == ErrorKind::Usage) {
-        error.hint.get_or_insert_with(|| "see mover copy --help".to_owned());
-    }
-}
-
-fn ended_early(known: RunResult, error: &Error) -> RunResult {
-    RunResult {
-        status: Status::Failed,
-        exit_code: error.exit_code(),
-        verb: VERB.to_owned(),
-        error: Some(error.record()),
-        ..known
-    }
-}
-
-fn watch_signals(control: &Arc<Control>, reporter: &Arc<Mutex<Option<Arc<Reporter>>>>, journal: bool) {
-    let current = |reporter: &Mutex<Option<Arc<Reporter>>>| {
-        reporter.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
-    };
-    let stop = {
-        let (control, reporter) = (Arc::clone(control), Arc::clone(reporter));
-        move |signal: &'static str| {
-            control.stop();
-            match current(&reporter) {
-                Some(reporter) => {
-                    let message = format!("{signal}: stopping; a second signal ends the run at once");
-                    reporter.emit(Event::Warning { message });
-                }
-                None => std::process::exit(ErrorKind::Stopped.exit_code().into()),
-            }
-        }
-    };
-    let give_up = {
-        let (control, reporter) = (Arc::clone(control), Arc::clone(reporter));
-        move |why: GiveUp| {
-            let kind = if journal { ErrorKind::Interrupted } else { ErrorKind::Stopped };
-            let Some(reporter) = current(&reporter) else { return kind.exit_code() };
-            if let (Some(code), GiveUp::Signal(_)) = (reporter.ending(), why) {
-                return code;
-            }
-            let error = match why {
-                GiveUp::Signal(name) => Error::new(kind, format!("ended by a second signal, {name}")),
-                GiveUp::Time => {
-                    let grace = signals::GRACE.as_secs();
-                    Error::new(kind, format!("ended by a signal; the run did not stop within {grace} s"))
-                }
-            };
-            let error = if journal {
-                error.hint("the same command with --resume goes on from the journal")
-            } else {
-                error
-            };
-            let result = RunResult { degraded: control.degraded(0), ..ended_early(reporter.known(), &error) };
-            reporter.finish(result).exit_code
-        }
-    };
-    signals::watch(stop, give_up);
-}
-
-/// Names of standard input and output that the system gives are `-`: a reader of events must not find them
-/// among the bytes of a disk.
-fn standard(locator: Locator, descriptor: u8) -> Locator {
-    let names = match descriptor {
-        0 => ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"],
-        _ => ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"],
-    };
-    match &locator {
-        Locator::Path(path) if names.iter().any(|name| path.as_os_str() == *name) => Locator::Stream,
-        _ => locator,
+    match args.options() {
+        Ok(options) => run.go(|control, emit| mover_job::copy::run(&options, control, emit)),
+        Err(error) => run.reject(&error),
     }
 }
 
@@ -431,15 +213,22 @@ fn standard(locator: Locator, descriptor: u8) -> Locator {
 mod tests {
     use super::*;
     use crate::tests::copy_args;
+    use mover_job::copy::Sparse;
+    use mover_model::ErrorKind;
     use std::os::unix::ffi::OsStringExt;
+    use std::path::Path;
+
+    fn shared_files(args: &[&str]) -> Result<()> {
+        let (args, output) = copy_args(args).unwrap();
+        args.run(output).check_roles(args.roles())
+    }
 
     fn options(args: &[&str]) -> Result<CopyOptions> {
         copy_args(args).unwrap().0.options()
     }
 
     fn rejected(args: &[&str]) -> String {
-        let shared = copy_args(args).unwrap().0.refuse_shared_files();
-        let error = shared.and_then(|()| options(args)).unwrap_err();
+        let error = shared_files(args).and_then(|()| options(args)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage, "{args:?}");
         assert!(error.record().hint.is_some() || !error.message().is_empty());
         error.message().to_owned()
@@ -471,11 +260,11 @@ mod tests {
     #[test]
     fn outputs_go_where_there_is_no_data() {
         let (args, output) = copy_args(&["-", "b", "a", "-", "--json", "--events", "fd:5"]).unwrap();
-        let outputs = args.outputs(output);
-        assert!(outputs.json && outputs.stdout_is_data);
-        assert_eq!(outputs.events.unwrap(), "fd:5");
+        let run = args.run(output);
+        assert!(run.output.json && run.stdout_is_data);
+        assert_eq!(run.events.events.unwrap(), "fd:5");
         let (args, output) = copy_args(&["-", "b", "--json"]).unwrap();
-        assert!(!args.outputs(output).stdout_is_data);
+        assert!(!args.run(output).stdout_is_data);
     }
 
     #[test]
@@ -505,7 +294,7 @@ mod tests {
             &[&a, &b, "--journal", &file("j"), "--result", &file("r")][..],
             &["/dev/null", "/dev/null", "--events", "/dev/null"],
         ] {
-            assert!(copy_args(fine).unwrap().0.refuse_shared_files().is_ok(), "{fine:?}");
+            assert!(shared_files(fine).is_ok(), "{fine:?}");
         }
     }
 

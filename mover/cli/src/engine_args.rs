@@ -1,4 +1,4 @@
-//! The engine flag group: every verb that moves data takes it.
+//! The engine flag group: every verb that moves data takes it. Beside it what some of them have in common.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use mover_endpoints::Direct;
 use mover_engine::Backend;
 use mover_engine::settings::HugePages;
+use mover_job::copy::Sparse;
 use mover_job::options::{EngineOptions, Numa, Profile};
 use mover_model::units::{parse_rate, parse_size};
 use mover_model::{Error, Result};
@@ -152,6 +153,33 @@ enum BackendArg {
     #[value(name = "io_uring")]
     IoUring,
     Sync,
+}
+
+/// What becomes of zeros on a target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum SparseArg {
+    #[default]
+    Auto,
+    Never,
+    Always,
+}
+
+impl From<SparseArg> for Sparse {
+    fn from(arg: SparseArg) -> Self {
+        match arg {
+            SparseArg::Auto => Sparse::Auto,
+            SparseArg::Never => Sparse::Never,
+            SparseArg::Always => Sparse::Always,
+        }
+    }
+}
+
+/// What an unreadable part of a source does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnReadError {
+    #[default]
+    Fail,
+    Record,
 }
 
 fn block_size(text: &str) -> Result<u32, String> {

@@ -7,9 +7,10 @@
 //! pub fn run(args: Args, output: output::Options) -> u8    // the process exit code
 //! ```
 //!
-//! `copy` reports by events ([`events::Reporter`]). The other verbs print one document with
-//! [`output::document`] (`--json`) or [`output::text`], and end with [`output::fail`] when they fail. A verb
-//! that moves data flattens [`engine_args::EngineArgs`] into its `Args`, and calls [`signals::watch`] first.
+//! Verbs that take their time (`copy`, `backup`, `restore`, `verify`, `prune`, `gc`) report by events: [`run::Run`] is
+//! what happens around their jobs. The other verbs print one document with [`output::document`] (`--json`) or
+//! [`output::text`], and end with [`output::fail`] when they fail. A verb that moves data flattens
+//! [`engine_args::EngineArgs`] into its `Args`. Those that work on a repository are in [`repository`].
 //!
 //! SIGPIPE is ignored from the start (the standard library does so): a reader that vanishes shows as EPIPE.
 #![deny(unsafe_code)]
@@ -25,11 +26,16 @@ mod events;
 mod measure;
 mod output;
 mod people;
+mod repository;
+mod roles;
+mod run;
 mod signals;
+mod spec;
 mod tune;
 mod usage;
 mod version;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -52,6 +58,28 @@ struct Cli {
 enum Verb {
     /// Copy disks, images and streams
     Copy(With<copy::Args>),
+    /// Make a repository for backups
+    Init(With<repository::init::Args>),
+    /// Back up the disks of a machine: a restore point
+    Backup(With<repository::backup::Args>),
+    /// Bring disks back from a restore point
+    Restore(With<repository::restore::Args>),
+    /// List machines, or the restore points of one
+    List(With<repository::list::Args>),
+    /// Show a restore point
+    Show(With<repository::show::Args>),
+    /// Show what changed between two restore points, as a list of extents
+    Diff(With<repository::diff::Args>),
+    /// Read every chunk of restore points and prove it whole
+    Verify(With<repository::verify::Args>),
+    /// Delete restore points by rules
+    Prune(With<repository::prune::Args>),
+    /// Give back the space that no restore point needs
+    Gc(With<repository::gc::Args>),
+    /// Add, remove and list what opens an encrypted repository
+    Key(repository::key::Args),
+    /// Rebuild or show this host's cache of repositories
+    Catalog(repository::catalog::Args),
     /// Find the fastest block size, queue depth and number of workers for a path
     Tune(With<tune::Args>),
     /// Measure devices or files: IOPS, GB/s, latency, CPU per GB
@@ -82,16 +110,39 @@ struct Completions {
 
 fn main() -> ExitCode {
     let args = bare::fill(std::env::args_os());
-    let code = match Cli::try_parse_from(&args) {
-        Ok(cli) => dispatch(cli.verb),
-        Err(error) => usage::report(&error, &args),
+    ExitCode::from(parse(&args).map_or_else(|code| code, |cli| dispatch(cli.verb)))
+}
+
+/// The command line, with what `--spec` adds; where it makes no sense, that is told, and the exit code comes back.
+fn parse(args: &[OsString]) -> Result<Cli, u8> {
+    let report = |args: &[OsString], error: &clap::Error| usage::report(error, args);
+    let cli = Cli::try_parse_from(args).map_err(|error| report(args, &error))?;
+    let spec = match &cli.verb {
+        Verb::Backup(with) => with.args.spec(),
+        Verb::Restore(with) => with.args.spec(),
+        _ => None,
     };
-    ExitCode::from(code)
+    let Some(file) = spec else { return Ok(cli) };
+    let command = Cli::command();
+    let verb = command.find_subcommand(usage::verb(args)).unwrap_or(&command);
+    let line = spec::expand(args, verb, file).map_err(|error| usage::reject(&error, args))?;
+    Cli::try_parse_from(&line).map_err(|error| report(&line, &error))
 }
 
 fn dispatch(verb: Verb) -> u8 {
     match verb {
         Verb::Copy(with) => copy::run(with.args, with.output),
+        Verb::Init(with) => repository::init::run(with.args, with.output),
+        Verb::Backup(with) => repository::backup::run(with.args, with.output),
+        Verb::Restore(with) => repository::restore::run(with.args, with.output),
+        Verb::List(with) => repository::list::run(with.args, with.output),
+        Verb::Show(with) => repository::show::run(with.args, with.output),
+        Verb::Diff(with) => repository::diff::run(with.args, with.output),
+        Verb::Verify(with) => repository::verify::run(with.args, with.output),
+        Verb::Prune(with) => repository::prune::run(with.args, with.output),
+        Verb::Gc(with) => repository::gc::run(with.args, with.output),
+        Verb::Key(args) => repository::key::run(args),
+        Verb::Catalog(args) => repository::catalog::run(args),
         Verb::Tune(with) => tune::run(with.args, with.output),
         Verb::Bench(with) => bench::run(with.args, with.output),
         Verb::Doctor(with) => doctor::run(with.args, with.output),
@@ -106,8 +157,6 @@ fn dispatch(verb: Verb) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
 
     #[test]

@@ -81,6 +81,11 @@ pub fn failure(verb: &str, error: &Error) -> RunResult {
     }
 }
 
+/// The next step where nothing better is known.
+pub fn see_help(verb: &str) -> String {
+    format!("see mover {verb} --help")
+}
+
 /// Whether stderr is a terminal that can move its cursor.
 pub fn stderr_is_a_screen() -> bool {
     io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -1,14 +1,18 @@
 //! What clap found wrong with the command line: its message for people, and a `result` event for programs.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind as ClapKind;
 use mover_model::Error;
 use mover_model::event::RunResult;
 
-use crate::copy::same_file;
+use crate::Cli;
 use crate::events::{Outputs, Reporter};
 use crate::output;
+use crate::people::print_error;
+use crate::roles::same_file;
 
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -50,18 +54,38 @@ fn message(error: &clap::Error) -> String {
     first.strip_prefix("error: ").unwrap_or(first).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn verb(args: &[OsString]) -> &str {
-    const VERBS: [&str; 6] = ["copy", "tune", "bench", "doctor", "version", "completions"];
+/// Says what is wrong with a command line that clap found nothing wrong with; returns the exit code.
+pub fn reject(error: &Error, args: &[OsString]) -> u8 {
+    let outputs = outputs(args);
+    let result = output::failure(verb(args), error);
+    if let (Some(error), false) = (&result.error, outputs.json && outputs.stdout_is_data) {
+        print_error(error);
+    }
+    tell(outputs, result);
+    error.exit_code()
+}
+
+/// The verb of a command line; empty where it names none.
+pub fn verb(args: &[OsString]) -> &str {
+    let command = Cli::command();
+    let is_verb = |name: &str| command.get_subcommands().any(|verb| verb.get_name() == name);
     let named = args.iter().skip(1).filter_map(|arg| arg.to_str()).find(|arg| !arg.starts_with('-'));
-    named.filter(|name| VERBS.contains(name)).unwrap_or_default()
+    named.filter(|name| is_verb(name)).unwrap_or_default()
 }
 
 /// Where events were asked to go, as far as it can be recognised in a command line that did not parse.
 fn outputs(args: &[OsString]) -> Outputs {
     let flags = || args.iter().skip(1).map(OsString::as_os_str).take_while(|arg| *arg != "--");
+    // A backup's `-` is standard input, and so is that of `--spec`.
+    let verb = verb(args);
+    let is_data = |arg: &OsStr| match verb {
+        "copy" => arg == "-",
+        "restore" => arg.as_bytes().ends_with(b"=-") && !arg.as_bytes().starts_with(b"--spec="),
+        _ => false,
+    };
     Outputs {
         json: flags().any(|arg| arg == "--json"),
-        stdout_is_data: flags().any(|arg| arg == "-"),
+        stdout_is_data: flags().any(is_data),
         events: value(flags(), "--events").filter(|file| alone(file, args)).map(|file| file.name),
         result: value(flags(), "--result").filter(|file| alone(file, args)).map(|file| file.name.into()),
     }
@@ -109,6 +133,8 @@ mod tests {
         for shared in ["copy a r --bogus --result r", "copy a ./r --result=r", "copy --result r --x -- r b"] {
             assert_eq!(outputs(&args(shared)).result, None, "{shared}");
         }
+        assert!(outputs(&args("restore a --disk=vda=- --bogus")).stdout_is_data);
+        assert!(!outputs(&args("backup a --disk vda=- --bogus")).stdout_is_data);
         let none = outputs(&args("copy a b -- --json"));
         assert!(!none.json);
         assert_eq!(verb(&args("--json copy a")), "copy");

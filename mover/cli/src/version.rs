@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
+use clap::CommandFactory;
 use mover_model::event::EVENT_VERSION;
+use mover_repository::config::FORMAT_VERSION;
 use serde::Serialize;
 
-use crate::output;
+use crate::{Cli, output};
 
 /// Arguments of `mover version`.
 #[derive(clap::Args)]
@@ -18,7 +20,8 @@ struct Version {
     version: &'static str,
     target: String,
     event_version: u32,
-    verbs: &'static [&'static str],
+    verbs: Vec<String>,
+    repository_version: u32,
     endpoints: &'static [&'static str],
     backends: &'static [&'static str],
     digests: &'static [&'static str],
@@ -31,7 +34,8 @@ pub fn run(_args: Args, output: output::Options) -> u8 {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
         event_version: EVENT_VERSION,
-        verbs: &["copy", "tune", "bench", "doctor", "version", "completions"],
+        verbs: Cli::command().get_subcommands().map(|verb| verb.get_name().to_owned()).collect(),
+        repository_version: FORMAT_VERSION,
         endpoints: &["file", "block-device", "null", "stream"],
         backends: &["io_uring", "sync"],
         digests: &["xxh3-128"],
@@ -47,5 +51,6 @@ pub fn run(_args: Args, output: output::Options) -> u8 {
     line("backends", version.backends);
     line("digests", version.digests);
     line("events", &[&format!("version {EVENT_VERSION}")]);
+    line("repository", &[&format!("version {FORMAT_VERSION}")]);
     output::text(&text)
 }

@@ -1,5 +1,8 @@
 //! What people see on stderr: progress, warnings, downgrades, and a summary at the end.
 
+mod columns;
+mod fields;
+mod points;
 mod progress;
 mod summary;
 mod table;
@@ -11,6 +14,9 @@ use mover_model::event::{BadExtent, Degradation, Event, Plan, RunResult};
 use mover_model::units::format_size;
 
 use crate::output::{self, Options};
+pub use columns::{columns, figures, words};
+pub use fields::{Fields, short_time};
+pub use points::prune_table;
 use progress::ProgressView;
 pub use table::plan_table;
 
@@ -41,11 +47,11 @@ impl Screen {
             Event::Progress(progress) => self.progress.advance(progress),
             Event::Start { .. } | Event::Phase { .. } => None,
             Event::Plan(plan) => (!self.dry_run).then(|| plan_line(plan)),
-            // The usual choices stand in the plan's line already.
+            // The usual choices stand in the plan's line already, or in the summary.
             Event::Choice { about, chosen, .. } if is_usual(about, chosen) => None,
             Event::Choice { about, chosen, reason, .. } => Some(format!("{about}: {chosen} ({reason})")),
             Event::Degraded(degradation) => Some(degradation_line(degradation)),
-            Event::Warning { message } => Some(format!("{} {message}", paint(YELLOW, "warning:"))),
+            Event::Warning { message } => Some(warning_line(message)),
             Event::BadExtent(extent) => self.bad_extent(extent),
         };
         text.is_none_or(|text| self.progress.around(|| say(&text)).is_ok())
@@ -64,6 +70,10 @@ impl Screen {
             lines.push(error_lines(error));
         }
         if !self.quiet && self.dry_run && result.error.is_none() {
+            // Of a gc or a prune the summary is the plan.
+            if result.gc.is_some() || result.prune.is_some() {
+                lines.extend(summary::summary(result));
+            }
             lines.push("dry run: nothing was written".to_owned());
         } else if !self.quiet {
             lines.extend(summary::summary(result));
@@ -100,7 +110,7 @@ fn errors(result: &RunResult) -> Vec<&ErrorRecord> {
 }
 
 fn is_usual(about: &str, chosen: &str) -> bool {
-    matches!((about, chosen), ("backend", "io_uring") | ("offload", "none"))
+    matches!((about, chosen), ("backend", "io_uring") | ("offload", "none") | ("space", _))
 }
 
 fn plan_line(plan: &Plan) -> String {
@@ -170,6 +180,26 @@ fn paint(colour: char, text: &str) -> String {
 fn printable(text: &str) -> String {
     let colours = output::stderr_is_a_screen() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
     render(text, colours)
+}
+
+/// Shows an event of a verb that prints a document: what is worth knowing, and nothing of its course.
+pub fn tell(event: &Event) {
+    let text = match event {
+        Event::Degraded(degradation) => degradation_line(degradation),
+        Event::Warning { message } => warning_line(message),
+        _ => return,
+    };
+    // There is nobody left to tell when this fails.
+    let _ = say(&text);
+}
+
+fn warning_line(message: &str) -> String {
+    format!("{} {message}", paint(YELLOW, "warning:"))
+}
+
+/// Text from outside as a part of a line.
+fn one_line(text: &str) -> String {
+    render(text, false).replace('\n', "\\n")
 }
 
 fn render(text: &str, colours: bool) -> String {

@@ -3,28 +3,57 @@
 use mover_model::event::{Moved, RunResult, Status};
 use mover_model::units::format_size;
 
-/// What moved, in which time and at which cost; what was zero; what is known of the targets.
+use super::points;
+
+/// The end of a run: of a copy, else of what worked on a repository.
 pub fn summary(result: &RunResult) -> Vec<String> {
+    if let Some(verify) = &result.verify {
+        return points::verify(result, verify);
+    }
+    if let Some(gc) = &result.gc {
+        return points::gc(result, gc);
+    }
+    if let Some(prune) = &result.prune {
+        return points::prune(prune);
+    }
+    match &result.point {
+        Some(point) if result.verb == "backup" => points::backup(result, point),
+        Some(point) => points::restore(result, point),
+        None if result.verb == "copy" => copy_summary(result),
+        // It ended before there was anything to tell but its error.
+        None => Vec::new(),
+    }
+}
+
+/// Time, rate, CPU and memory of a run that moved so many bytes.
+pub fn pace(result: &RunResult, bytes: u64) -> String {
+    pace_and(result, bytes, "")
+}
+
+/// Likewise, with some words behind the time.
+fn pace_and(result: &RunResult, bytes: u64, words: &str) -> String {
+    let seconds = result.elapsed_seconds;
+    let mut text = format!("{seconds:.2} s{words}");
+    if bytes > 0 && seconds > 0.0 {
+        let gb = bytes as f64 / 1e9;
+        text.push_str(&format!(": {:.2} GB/s, {:.2} CPU s/GB", gb / seconds, result.cpu_seconds / gb));
+    } else {
+        text.push_str(&format!(": {:.2} CPU s", result.cpu_seconds));
+    }
+    text.push_str(&format!(", peak memory {}", format_size(result.peak_memory_bytes)));
+    text
+}
+
+/// What moved, in which time and at which cost; what was zero; what is known of the targets.
+fn copy_summary(result: &RunResult) -> Vec<String> {
     let moved = &result.moved;
     let failed = result.status == Status::Failed;
     let bytes = moved.written_bytes + moved.offloaded_bytes;
     if failed && bytes == 0 && moved.zero_bytes == 0 {
         return Vec::new();
     }
-    let seconds = result.elapsed_seconds;
-    let mut first = if failed {
-        format!("copied {} in {seconds:.2} s before it ended", format_size(bytes))
-    } else {
-        format!("copied {} in {seconds:.2} s", format_size(bytes))
-    };
-    if bytes > 0 && seconds > 0.0 {
-        let gb = bytes as f64 / 1e9;
-        first.push_str(&format!(": {:.2} GB/s, {:.2} CPU s/GB", gb / seconds, result.cpu_seconds / gb));
-    } else {
-        first.push_str(&format!(": {:.2} CPU s", result.cpu_seconds));
-    }
-    first.push_str(&format!(", peak memory {}", format_size(result.peak_memory_bytes)));
-    let mut lines = vec![first];
+    let early = if failed { " before it ended" } else { "" };
+    let mut lines = vec![format!("copied {} in {}", format_size(bytes), pace_and(result, bytes, early))];
     lines.extend(not_moved(moved));
     if !failed {
         lines.extend(targets(result));
@@ -75,6 +104,7 @@ fn targets(result: &RunResult) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::copy_summary as summary;
     use super::*;
     use mover_model::event::PairResult;
 

@@ -11,7 +11,7 @@ pub fn plan_table(plans: &[Plan]) -> String {
             text.push('\n');
         }
         for (name, value) in rows(plan) {
-            text.push_str(&format!("{name:<10} {}\n", super::render(&value, false).replace('\n', "\\n")));
+            text.push_str(&format!("{name:<10} {}\n", super::one_line(&value)));
         }
     }
     text

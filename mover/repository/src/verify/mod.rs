@@ -70,7 +70,10 @@ impl Survey {
         let noted: HashSet<(ChunkId, ObjectName)> =
             noted.into_iter().filter_map(|bad| Some((bad.id, bad.pack.parse().ok()?))).collect();
         let index = Arc::new(Index::open_for_reading(repository)?);
+        let doomed = index.doomed().clone();
         let mut marks = Marks::collecting(repository, index, noted)?;
+        // A gc whose list is older than this session does not wait for it: what is on the list may go at any time.
+        marks.packs.doom(&doomed);
         let mut roots = roots.into_iter().map(|root| (root, String::new())).collect();
         marks.walk(&mut roots, control)?;
         let chunks = marks.chunks().clone();
