@@ -265,7 +265,7 @@ fn memory_does_not_depend_on_how_much_moves() {
     assert_peak(&all.run(), 32 * MIB);
     fs::remove_file(&target).unwrap();
     // A tighter limit is kept, whatever it takes.
-    for limit in [8, 16, 24] {
+    for limit in [16, 20, 24] {
         let outcome = copy([source.as_os_str(), "null:".as_ref()])
             .argument("--memory-limit")
             .argument(format!("{limit}M"))

@@ -27,7 +27,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
 
-    /// Memory that the whole process may use, at least 8M [default: 24M, 32M for two workers, 8M for each more]
+    /// Memory that the whole process may use, at least 16M [default: 24M, 32M for two workers, 8M for each more]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory_limit: Option<u64>,
 

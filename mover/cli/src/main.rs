@@ -38,6 +38,7 @@ mod version;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::builder::Resettable;
 use clap::{CommandFactory, Parser, Subcommand};
 
 /// Moves disks and disk images at the speed of the device.
@@ -93,12 +94,37 @@ enum Verb {
 }
 
 /// A verb's own arguments, and those that all verbs share.
-#[derive(clap::Args)]
 struct With<A: clap::Args> {
-    #[command(flatten)]
     args: A,
-    #[command(flatten)]
     output: output::Options,
+}
+
+impl<A: clap::Args> clap::FromArgMatches for With<A> {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let (args, output) = (A::from_arg_matches(matches)?, output::Options::from_arg_matches(matches)?);
+        Ok(With { args, output })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        self.args.update_from_arg_matches(matches)?;
+        self.output.update_from_arg_matches(matches)
+    }
+}
+
+/// Put together only for the verb that is asked for: all of them together take a megabyte and some milliseconds.
+impl<A: clap::Args> clap::Args for With<A> {
+    fn augment_args(verb: clap::Command) -> clap::Command {
+        verb.defer(|verb| {
+            // The verb's own line stands in the list of verbs, and is not that of its arguments.
+            let (about, long) = (verb.get_about().cloned(), verb.get_long_about().cloned());
+            let verb = output::Options::augment_args(A::augment_args(verb));
+            verb.about(Resettable::from(about)).long_about(Resettable::from(long))
+        })
+    }
+
+    fn augment_args_for_update(verb: clap::Command) -> clap::Command {
+        Self::augment_args(verb)
+    }
 }
 
 #[derive(clap::Args)]
@@ -123,7 +149,8 @@ fn parse(args: &[OsString]) -> Result<Cli, u8> {
         _ => None,
     };
     let Some(file) = spec else { return Ok(cli) };
-    let command = Cli::command();
+    let mut command = Cli::command();
+    command.build();
     let verb = command.find_subcommand(usage::verb(args)).unwrap_or(&command);
     let line = spec::expand(args, verb, file).map_err(|error| usage::reject(&error, args))?;
     Cli::try_parse_from(&line).map_err(|error| report(&line, &error))

@@ -80,8 +80,15 @@ impl Run {
         opened.emit(output::start(self.verb));
         let plans = Mutex::new(Vec::<Plan>::new());
         let emit = |event: Event| {
-            if let (true, Event::Plan(plan)) = (self.dry_run, &event) {
-                plans.lock().unwrap_or_else(PoisonError::into_inner).push(plan.clone());
+            match &event {
+                Event::Plan(plan) if self.dry_run => {
+                    plans.lock().unwrap_or_else(PoisonError::into_inner).push(plan.clone());
+                }
+                // Before anything is deleted, and not by the screen's thread: who does not read it holds the deletion up.
+                Event::PrunePlan(plan) if !self.output.json => {
+                    output::text(&prune_table(plan));
+                }
+                _ => {}
             }
             opened.emit(event);
         };
@@ -107,10 +114,6 @@ impl Run {
             } else {
                 output::text(&table);
             }
-        }
-        // The plan of a prune is its document.
-        if let (Some(prune), false) = (&result.prune, self.output.json) {
-            output::text(&prune_table(prune));
         }
         opened.finish(result).exit_code
     }

@@ -318,7 +318,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("spec.json");
         std::fs::write(&file, json).unwrap();
-        let command = crate::Cli::command();
+        let mut command = crate::Cli::command();
+        command.build();
         let command = command.find_subcommand(verb).unwrap();
         let args: Vec<OsString> = ["mover", verb, "--spec", file.to_str().unwrap()]
             .into_iter()

@@ -142,7 +142,10 @@ fn what_is_not_there_is_told() {
     place.ok("init");
     place.fails(10, "list web01");
     place.fails(10, "restore web01 --into d");
-    assert_eq!(place.run("backup web01 --disk vda=missing.raw").status.code(), Some(10));
+    let said = place.fails(10, "backup web01 --disk vda=missing.raw");
+    assert!(said.contains("missing.raw") && said.contains("--disk vda="), "{said}");
+    let said = place.fails(10, "backup web01 --disk vda=vm.raw,common --disk vdb=missing.raw");
+    assert!(said.contains("--disk vdb="), "{said}");
     place.fails(5, "init");
     assert!(text(&place.run("list").stdout).contains("no restore points"));
     // An error of a verb that prints a document is a result under --json.
@@ -204,6 +207,91 @@ fn a_disk_goes_in_and_comes_back() {
     place.fails(10, &format!("show web01@{id}"));
     assert!(place.ok("catalog status").contains("repo"));
     assert_eq!(place.document("catalog rebuild --json")["repositories"][0]["points"], 1);
+}
+
+#[test]
+fn a_checkpoint_of_show_is_what_since_takes() {
+    let place = Place::new();
+    place.ok("backup web01 --disk vda=vm.raw");
+    place.ok("backup db --disk vda=vm.raw");
+    let list =
+        r#"{"format":"mover-extents","version":1,"extents":[{"start":0,"length":4096,"kind":"data"}]}"#;
+    std::fs::write(place.path("changes.json"), list).unwrap();
+    let shown = place.document("show web01 --json");
+    let token = shown["disks"][0]["checkpoint"].as_str().unwrap().to_owned();
+    let point = shown["id"].as_str().unwrap().to_owned();
+    assert_eq!(token, format!("web01@{point}"));
+    let backup =
+        |since: &str| format!("backup web01 --disk vda=vm.raw --extents changes.json --since {since}");
+    for since in [token.as_str(), &format!("web01@{point}"), "web01@latest"] {
+        let result = place.document(&format!("{} --json", backup(since)));
+        let disk = &result["point"]["disks"][0];
+        assert_eq!(
+            (&disk["method"], &disk["read_bytes"]),
+            (&"changed".into(), &(128 << 10).into()),
+            "{since}"
+        );
+        let made = place.document("show web01 --json");
+        assert!(made["disks"][0]["base"].is_string(), "{made}");
+    }
+    // Another machine's, one that there is not, none at all.
+    let said = place.fails(5, &backup("db@latest"));
+    assert!(said.contains("`db`") && said.contains("`web01`"), "{said}");
+    let said = place.fails(10, &backup("web01@nowhere"));
+    assert!(said.contains("nowhere") && said.contains(&point[..8]), "{said}");
+    place.fails(10, &backup("web01@2001-01-01T00:00:00Z"));
+    let said = place.fails(2, &backup("web01"));
+    assert!(said.contains("web01@latest"), "{said}");
+    let said = place.fails(2, "backup web01 --disk vda=vm.raw --extents changes.json");
+    assert!(said.contains("--since"), "{said}");
+    assert_eq!(place.document("list web01 --json")["points"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_prune_prints_its_plan_before_it_deletes() {
+    let place = Place::new();
+    for _ in 0..3 {
+        place.ok("backup web01 --disk vda=vm.raw");
+    }
+    let out = place.run("prune --keep-last 1 --json");
+    let lines: Vec<Value> =
+        text(&out.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let plan = lines.iter().find(|line| line["type"] == "prune_plan").expect("a plan");
+    let result = lines.last().unwrap();
+    assert_eq!((plan["points"].as_array().unwrap().len(), &plan["dry_run"]), (3, &false.into()));
+    assert_eq!(plan["points"], result["prune"]["points"]);
+    // For people it is printed once.
+    place.ok("backup web01 --disk vda=vm.raw");
+    for line in ["prune --keep-last 1 --dry-run", "prune --keep-last 1"] {
+        let printed = place.ok(line);
+        assert_eq!(printed.matches("POINT").count(), 1, "{printed}");
+        assert_eq!(printed.lines().count(), 3, "{printed}");
+    }
+    // Where there is no plan none is printed.
+    let out = place.run("prune nobody --keep-last 1");
+    assert!(out.stdout.is_empty() && out.status.code() == Some(10), "{}", text(&out.stdout));
+}
+
+#[test]
+fn common_disks_name_their_machines_in_every_result() {
+    let place = Place::new();
+    let vms = |line: &str| {
+        let result = place.document(&format!("{line} --json"));
+        result["point"]["disks"][0]["common"]["vms"].clone()
+    };
+    let disk = "--disk base=vm.raw,common=golden";
+    assert_eq!(vms(&format!("backup one {disk} --run-key a")), serde_json::json!(["one"]));
+    assert_eq!(vms(&format!("backup two {disk}")), serde_json::json!(["one", "two"]));
+    assert_eq!(vms(&format!("backup one {disk} --run-key a")), serde_json::json!(["one", "two"]), "repeated");
+    assert_eq!(vms("restore one --into one"), serde_json::json!(["one", "two"]));
+    assert_eq!(vms("restore one --into kept --keep-common"), serde_json::json!(["one", "two"]));
+    std::thread::sleep(std::time::Duration::from_millis(3100));
+    // Trusted by now: neither read nor, in a plan, stored.
+    vms(&format!("backup three {disk}"));
+    let plan = place.document(&format!("backup four {disk} --dry-run --json"));
+    let told = &plan["point"]["disks"][0];
+    assert_eq!(told["status"], "referenced", "{plan}");
+    assert_eq!(told["common"]["vms"], serde_json::json!(["four", "one", "three", "two"]), "{plan}");
 }
 
 #[test]

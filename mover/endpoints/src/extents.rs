@@ -44,7 +44,8 @@ impl<'a> SeekExtents<'a> {
         Err(Error::new(ErrorKind::SourceShrank, message)
             .during(Operation::Seek)
             .at(&self.label)
-            .offset(meta.len()))
+            .offset(meta.len())
+            .hint("let it stand still meanwhile, as a snapshot does"))
     }
 
     fn step(&mut self) -> Result<Extent> {

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod copy;
 pub mod doctor;
 pub mod options;
+pub mod preflight;
 pub mod progress;
 pub mod repository;
 pub mod resolve;

@@ -26,12 +26,48 @@ pub struct Found {
     pub devices: Vec<DeviceFacts>,
     /// Endpoints that polled I/O cannot reach, in words.
     pub unpolled: Vec<String>,
-    /// Bytes of registered memory beside the buffers that the endpoints ask for in each worker.
-    pub scratch_bytes: u64,
+    /// What the endpoints ask for in each worker beside the buffers, registered with them.
+    pub scratch: Scratch,
     /// Bytes that a request has to hold whole: chunks of a repository; 0 where there are none.
     pub chunk_size: u32,
     /// Whether workers hash and compress, so that CPUs bound the run and not the devices.
     pub cpu_bound: bool,
+}
+
+/// Registered memory beside the buffers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scratch {
+    /// None.
+    #[default]
+    None,
+    /// Where chunks of this many bytes are staged for packs.
+    Write(u32),
+    /// Where packs with chunks of this many bytes are read to.
+    Read(u32),
+}
+
+impl Scratch {
+    /// Bytes in a worker with so many bytes of buffers.
+    pub fn bytes(self, worker_bytes: u64) -> u64 {
+        match self {
+            Scratch::None => 0,
+            Scratch::Write(chunk_size) => mover_repository::write::scratch_bytes(chunk_size) as u64,
+            Scratch::Read(chunk_size) => {
+                mover_repository::read::scratch_bytes(chunk_size, worker_bytes) as u64
+            }
+        }
+    }
+
+    /// Bytes of buffers and of this, all workers together.
+    pub fn with_buffers(self, settings: &Settings) -> u64 {
+        settings.buffer_bytes() + settings.workers as u64 * self.bytes(settings.worker_bytes())
+    }
+
+    /// The most bytes of buffers, in whole blocks, that fit a worker's share together with this; 0 where none do.
+    fn room(self, share: u64, block: u64, wanted: u64) -> u64 {
+        let fits = |blocks: &u64| blocks * block + self.bytes(blocks * block) <= share;
+        (1..=wanted.div_ceil(block)).rev().find(fits).map_or(0, |blocks| blocks * block)
+    }
 }
 
 /// Most workers where nothing is said and CPUs bound the run: their memory keeps to the product's 256 MiB.
@@ -224,16 +260,14 @@ fn choose_sizes(
         }
     };
     // What endpoints ask for is part of a limit that was set; the default ceiling is of buffers alone.
-    let budget = match options.memory_limit {
-        Some(_) => budget.saturating_sub(settings.workers as u64 * found.scratch_bytes),
-        None => budget,
-    };
+    let scratch = if options.memory_limit.is_some() { found.scratch } else { Scratch::None };
     let block = u64::from(settings.block_size);
     if let Some(depth) = options.queue_depth {
         // A depth that was asked for is of whole blocks: it is what fio calls iodepth.
         settings.queue_depth = depth;
         settings.bytes_in_flight = None;
-        let bytes = settings.buffer_bytes();
+        let bytes =
+            settings.buffer_bytes() + settings.workers as u64 * scratch.bytes(settings.worker_bytes());
         if settings.worker_bytes() > limits::BYTES_IN_FLIGHT_MAX {
             return Err(Error::usage(format!(
                 "depth {depth} × {} is more than a worker can have in flight, 1 GiB",
@@ -251,14 +285,13 @@ fn choose_sizes(
             .hint("lower --workers, --queue-depth or --block-size, or raise --memory-limit"));
         }
     } else {
-        while budget / settings.workers as u64 / block == 0
-            && settings.workers > 1
-            && options.workers.is_none()
-        {
+        let wanted = limits::BYTES_IN_FLIGHT_DEFAULT.max(block);
+        let room = |workers: usize| scratch.room(budget / workers as u64, block, wanted);
+        while room(settings.workers) == 0 && settings.workers > 1 && options.workers.is_none() {
             settings.workers -= 1;
         }
-        let share = budget / settings.workers as u64;
-        if share < block && options.memory_limit.is_some() {
+        let room = room(settings.workers);
+        if room == 0 && options.memory_limit.is_some() {
             return Err(Error::usage(format!(
                 "{} workers with blocks of {} do not fit the memory limit",
                 settings.workers,
@@ -267,8 +300,7 @@ fn choose_sizes(
             .hint("lower --workers or --block-size, or raise --memory-limit"));
         }
         settings.queue_depth = limits::REQUESTS_DEFAULT;
-        let wanted = limits::BYTES_IN_FLIGHT_DEFAULT.max(block);
-        let bytes = wanted.min(share).max(block);
+        let bytes = wanted.min(room).max(block);
         if bytes < wanted {
             choose(
                 "bytes_in_flight",
@@ -323,6 +355,25 @@ fn hold_whole_chunks(
     choose("block_size", format_size(least), "a request holds whole chunks".into());
 }
 
+/// Requests of whole chunks, for who reads trees: of a chunk that two requests have in part each would read all. Polled
+/// devices take no larger requests than they were given.
+pub fn fit_chunks(chunk_size: u32, settings: &mut Settings, emit: crate::Emit<'_>) {
+    if chunk_size == 0 || settings.block_size.is_multiple_of(chunk_size) || settings.iopoll {
+        return;
+    }
+    let block_size = settings.block_size.next_multiple_of(chunk_size);
+    // As many bytes in flight as before, and a request at least.
+    let bytes = settings.worker_bytes() / u64::from(block_size) * u64::from(block_size);
+    settings.block_size = block_size;
+    settings.bytes_in_flight = settings.bytes_in_flight.map(|_| bytes.max(u64::from(block_size)));
+    emit(Event::Choice {
+        about: "block_size".into(),
+        chosen: format_size(u64::from(block_size)),
+        reason: "requests hold whole chunks of the repository".into(),
+        pair: None,
+    });
+}
+
 /// As much as may be registered, where that is enough to work with: an ordinary user's limit of 8 MiB is just
 /// short of the default, and registered buffers are worth more than the eighth block.
 fn within_locked_memory(
@@ -334,7 +385,7 @@ fn within_locked_memory(
     let block = u64::from(settings.block_size);
     let uses = settings.backend == Backend::Uring && settings.register;
     let Some(lockable) = registrable_bytes().filter(|_| uses) else { return bytes };
-    let share = (lockable / settings.workers as u64).saturating_sub(found.scratch_bytes) / block * block;
+    let share = found.scratch.room(lockable / settings.workers as u64, block, bytes);
     // Less than a quarter would cost more than registration brings.
     if share >= bytes || share < bytes / 4 || share == 0 {
         return bytes;
@@ -475,7 +526,7 @@ mod tests {
     fn a_memory_limit_is_kept_or_refused() {
         let limit = |mib: u64| EngineOptions { memory_limit: Some(mib << 20), ..EngineOptions::default() };
         assert!(settings(&limit(24), &found()).unwrap().buffer_bytes() <= 12 << 20);
-        assert!(settings(&limit(8), &found()).unwrap().buffer_bytes() <= 4 << 20);
+        assert!(settings(&limit(16), &found()).unwrap().buffer_bytes() <= 2 << 20);
         let mut options = limit(16);
         options.queue_depth = Some(64);
         assert_eq!(settings(&options, &found()).unwrap_err().exit_code(), 2);
@@ -508,11 +559,35 @@ mod tests {
 
     #[test]
     fn scratch_memory_is_part_of_a_memory_limit() {
-        let found = Found { scratch_bytes: 4 << 20, cpu_bound: true, ..found() };
-        let options =
-            EngineOptions { memory_limit: Some(64 << 20), workers: Some(4), ..EngineOptions::default() };
-        let settings = settings(&options, &found).unwrap();
-        assert!(settings.buffer_bytes() + 4 * (4 << 20) <= 48 << 20, "{}", settings.buffer_bytes());
+        for scratch in [Scratch::Write(128 << 10), Scratch::Read(128 << 10), Scratch::Read(4 << 20)] {
+            let found = Found { scratch, cpu_bound: true, ..found() };
+            let options =
+                EngineOptions { memory_limit: Some(64 << 20), workers: Some(3), ..EngineOptions::default() };
+            let settings = settings(&options, &found).unwrap();
+            let all = settings.buffer_bytes() + 3 * scratch.bytes(settings.worker_bytes());
+            assert!(all <= 48 << 20 && settings.worker_bytes() >= 1 << 20, "{scratch:?}: {all}");
+            let tight = EngineOptions { memory_limit: Some(16 << 20), ..options };
+            assert_eq!(super::tests::settings(&tight, &found).unwrap_err().exit_code(), 2, "{scratch:?}");
+        }
+    }
+
+    #[test]
+    fn cpus_bound_the_workers_of_a_repository_and_256_mib_their_memory() {
+        let mut settings =
+            Settings { workers: WORKERS_CPU_BOUND_MAX, block_size: 1 << 20, ..Settings::default() };
+        let ceiling = limits::BUFFER_BYTES_DEFAULT
+            + (WORKERS_CPU_BOUND_MAX as u64 - 2) * limits::BUFFER_BYTES_PER_FURTHER_WORKER;
+        settings.bytes_in_flight = Some((ceiling / WORKERS_CPU_BOUND_MAX as u64) >> 20 << 20);
+        for scratch in [Scratch::Write(512 << 10), Scratch::Read(512 << 10), Scratch::Read(4 << 20)] {
+            let each = settings.worker_bytes() + scratch.bytes(settings.worker_bytes());
+            let all = WORKERS_CPU_BOUND_MAX as u64 * each + limits::MEMORY_OVERHEAD;
+            assert!(all < 256 << 20, "{scratch:?}: {all}");
+        }
+        let many = Found { cpu_bound: true, scratch: Scratch::Read(128 << 10), ..found() };
+        let workers = super::tests::settings(&EngineOptions::default(), &many).unwrap().workers;
+        assert_eq!(workers, available_cpus().clamp(1, WORKERS_CPU_BOUND_MAX));
+        let little = Found { data_bytes: Some(4 << 20), ..many };
+        assert_eq!(super::tests::settings(&EngineOptions::default(), &little).unwrap().workers, 1);
     }
 
     #[test]

@@ -127,10 +127,20 @@ fn a_dry_run_says_what_the_run_does() {
     let plan = dry.prune.unwrap();
     assert!(plan.dry_run);
     assert_eq!(plan.points.iter().filter(|point| point.keep).count(), 4);
-    assert!(bench.events.lock().unwrap().is_empty());
+    assert_eq!(*bench.events.lock().unwrap(), [Event::PrunePlan(plan.clone())]);
 
-    let done = bench.prune(keep_two);
+    // The plan is told while everything is still there.
+    let told = Mutex::new(Vec::new());
+    let mut options = prune::PruneOptions { repository: bench.options(), ..prune::PruneOptions::default() };
+    keep_two(&mut options);
+    let done = prune::run(&options, &Control::new(), &|event| {
+        if let Event::PrunePlan(plan) = &event {
+            told.lock().unwrap().push((plan.points.clone(), bench.left("web").len(), bench.left("db").len()));
+        }
+        bench.events.lock().unwrap().push(event);
+    });
     assert_eq!(done.exit_code, 0, "{:?}", done.error);
+    assert_eq!(told.into_inner().unwrap(), [(plan.points.clone(), 10, 3)]);
     assert_eq!(done.prune.unwrap().points, plan.points);
     assert_eq!(
         (bench.left("web"), bench.left("db")),

@@ -68,6 +68,8 @@ pub enum Event {
     Progress(Progress),
     /// A part of the source that could not be read (`--on-read-error record`).
     BadExtent(BadExtent),
+    /// What `prune` will do, before it deletes anything; `result.prune` says what it did.
+    PrunePlan(PruneResult),
     /// The last line of every run.
     Result(Box<RunResult>),
 }

@@ -10,8 +10,12 @@ pub const CONFIG_KEY: &str = "config";
 
 /// Version of the format. Golden repositories of every version are opened by every later one.
 pub const FORMAT_VERSION: u32 = 1;
-/// Bytes of a chunk where nothing is said: see perf-notes.md, "Chunk size".
+/// Bytes of a chunk where nothing is said, but for zstd: see perf-notes.md, "Chunk size". See [`default_chunk_size`].
 pub const CHUNK_SIZE_DEFAULT: u32 = 128 << 10;
+/// The same with zstd, which finds more in larger chunks: 3 GiB of programs and sources came to 1,130 MiB in chunks of
+/// 128 KiB, 1,075 MiB in 512 KiB and 1,055 MiB in 1 MiB (lz4: 1,437, and 1,421 MiB in 1 MiB). Beyond 512 KiB little is
+/// gained, and a changed block has more stored again.
+pub const CHUNK_SIZE_DEFAULT_ZSTD: u32 = 512 << 10;
 /// Smallest chunk: below it names take more room than they save.
 pub const CHUNK_SIZE_MIN: u32 = 16 << 10;
 /// Largest chunk: a request of the engine holds at least one.
@@ -60,6 +64,14 @@ impl std::str::FromStr for Compression {
                 .ok_or_else(bad),
             _ => Err(bad()),
         }
+    }
+}
+
+/// Bytes of a chunk where only the compression was chosen.
+pub fn default_chunk_size(compression: Compression) -> u32 {
+    match compression {
+        Compression::Zstd(_) => CHUNK_SIZE_DEFAULT_ZSTD,
+        Compression::Lz4 | Compression::None => CHUNK_SIZE_DEFAULT,
     }
 }
 

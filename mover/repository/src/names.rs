@@ -16,7 +16,7 @@ impl ObjectName {
     /// `Internal` when the system has no randomness to give.
     pub fn random() -> Result<Self> {
         let mut name = [0; 16];
-        aws_lc_rs::rand::fill(&mut name)
+        getrandom::fill(&mut name)
             .map_err(|_| Error::new(ErrorKind::Internal, "the system gives no random bytes"))?;
         Ok(ObjectName(name))
     }

@@ -133,7 +133,8 @@ fn secrets_are_read_as_people_write_them() {
     for command in ["exit 3", "echo one; exit 3", "true", "echo"] {
         let failed = Secret::from_passphrase_command(command).unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::Key);
-        assert!(failed.to_string().contains(command), "{failed}");
+        // It may hold what opens a password store.
+        assert!(!failed.to_string().contains("echo one") && failed.path().is_none(), "{failed}");
     }
     assert_eq!(
         format!("{:?} {:?}", key_file(65), passphrase("AAAA")),

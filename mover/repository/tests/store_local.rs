@@ -276,6 +276,39 @@ impl Steps for Failing {
     }
 }
 
+/// Holds the link of a manifest up.
+struct Slow;
+
+impl Steps for Slow {
+    fn before(&self, step: &Step) -> io::Result<()> {
+        if matches!(step, Step::Link(..)) {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        Ok(())
+    }
+
+    fn after(&self, _: &Step) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_object_is_not_older_than_a_listing_that_does_not_have_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = LocalStore::with_steps(folder.path(), Arc::new(Slow));
+    let quick = LocalStore::new(folder.path());
+    std::thread::scope(|scope| {
+        let putting = scope.spawn(move || slow.put(&key("manifests/a/x"), b"written long before its link").unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        // A gc's session, and then its mark.
+        quick.put(&key("sessions/gc/0"), b"gc").unwrap();
+        assert!(quick.list("manifests/").unwrap().is_empty(), "the link is not held up long enough");
+        putting.join().unwrap();
+    });
+    let modified = |prefix| quick.list(prefix).unwrap()[0].modified;
+    assert!(modified("manifests/") >= modified("sessions/"), "prune would take it for one that gc has seen");
+}
+
 fn failing(root: &Path, errno: i32, at: fn(&Step) -> bool) -> LocalStore {
     LocalStore::with_steps(root, Arc::new(Failing { errno, at, seen: Mutex::default() }))
 }

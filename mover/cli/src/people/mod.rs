@@ -45,7 +45,8 @@ impl Screen {
             Event::Result(result) => self.result(result),
             _ if self.quiet => return true,
             Event::Progress(progress) => self.progress.advance(progress),
-            Event::Start { .. } | Event::Phase { .. } => None,
+            // The plan of a prune is a table on stdout.
+            Event::Start { .. } | Event::Phase { .. } | Event::PrunePlan(_) => None,
             Event::Plan(plan) => (!self.dry_run).then(|| plan_line(plan)),
             // The usual choices stand in the plan's line already, or in the summary.
             Event::Choice { about, chosen, .. } if is_usual(about, chosen) => None,

@@ -185,6 +185,9 @@ pub fn gc(result: &RunResult, gc: &GcResult) -> Vec<String> {
 pub fn prune(prune: &PruneResult) -> Vec<String> {
     let stay = prune.points.iter().filter(|point| point.keep).count();
     let go = prune.points.len() - stay;
+    if prune.points.is_empty() {
+        return Vec::new();
+    }
     let deleted = match (prune.dry_run, go) {
         (true, _) => "would be deleted",
         (false, 0) => "deleted",

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", help_heading = "Repository")]
     repo: Option<PathBuf>,
 
-    /// Bytes of a chunk: a power of two from 16K to 4M [default: 128K]
+    /// Bytes of a chunk: a power of two from 16K to 4M [default: 128K; 512K with zstd; as --share-key-with]
     #[arg(long, value_name = "SIZE", value_parser = chunk_size)]
     chunk_size: Option<u32>,
 
@@ -94,7 +94,7 @@ impl Args {
         };
         Ok(InitOptions {
             folder,
-            chunk_size: self.chunk_size.unwrap_or(defaults.chunk_size),
+            chunk_size: self.chunk_size,
             compression: self.compression.unwrap_or(defaults.compression),
             secret,
             share_key_with: self.share.other()?,

@@ -104,8 +104,14 @@ pub(crate) struct Worker<'r, 'a> {
     /// A request that waits, for the rate limit or for room in the arena.
     held: Option<Held>,
     fatal: Option<Error>,
+    /// Whether completions wait that were not handled yet, as new requests were to be begun first.
+    backlog: bool,
     stats: WorkerStats,
 }
+
+/// How long completions are handled before new requests are begun: half of what one block takes to compress, and far
+/// more than a raw move spends on all of them.
+const BUSY_LIMIT: Duration = Duration::from_micros(500);
 
 /// How long a worker waits, at the end, for operations that the kernel does not finish, before it gives up
 /// their memory for good.
@@ -174,6 +180,7 @@ impl<'r, 'a> Worker<'r, 'a> {
             current: Current::Nothing,
             held: None,
             fatal: None,
+            backlog: false,
             stats: WorkerStats::default(),
         })
     }
@@ -182,8 +189,17 @@ impl<'r, 'a> Worker<'r, 'a> {
     pub fn run(mut self) -> WorkerStats {
         loop {
             let dry = self.fill();
+            if self.backlog
+                && let Err(error) = self.ring.wait(Duration::ZERO)
+            {
+                self.fatal = Some(error);
+                return self.give_up();
+            }
             self.drain();
             self.cancel_what_waits();
+            if self.backlog && self.fatal.is_none() {
+                continue;
+            }
             // A lane may hold operations back, but only while something is in flight whose end it is told.
             if self.fatal.is_none() && !self.idle() && self.ring.in_flight() == 0 {
                 let broken = Error::new(ErrorKind::Internal, "operations wait for what was never begun");
@@ -435,10 +451,18 @@ impl<'r, 'a> Worker<'r, 'a> {
 
     // ---- drain: completions become finished operations, those become the next step of their slot ---------
 
+    /// Handles what has completed. Where that takes long, because lanes hash and compress, it breaks off with a
+    /// backlog so that freed slots are filled first: the device would idle meanwhile.
     fn drain(&mut self) {
+        let begin = Instant::now();
+        self.backlog = false;
         loop {
             if let Some(finished) = self.finished.pop_front() {
                 self.on_finished(finished);
+                if begin.elapsed() > BUSY_LIMIT {
+                    self.backlog = true;
+                    return;
+                }
             } else if let Some(completed) = self.ring.pop() {
                 let token = completed.token;
                 self.with_lane(usize::from(token.lane), |lane, io| {
@@ -485,7 +509,8 @@ impl<'r, 'a> Worker<'r, 'a> {
                 let error = Error::new(
                     ErrorKind::SourceShrank,
                     "the source ended before the size it had when the run began",
-                );
+                )
+                .hint("let it stand still meanwhile, as a snapshot does");
                 task.fail(error.during(Operation::Read).at(task.source.label()).offset(slot.start + done));
                 return self.forgo(index);
             }

@@ -22,8 +22,9 @@ use super::record::{BadExtents, CopyRecorder};
 use super::spool::{Record, Spool};
 use super::{CopyOptions, Offload, Sparse, verify};
 use crate::Emit;
+use crate::preflight::preflight;
 use crate::progress::Ticker;
-use crate::resolve::{Found, resolve};
+use crate::resolve::{Found, Scratch, resolve};
 
 /// Runs the copy; what moved and how each pair ended goes to `result`, an error of the run as a whole is returned.
 pub(super) fn execute(
@@ -428,7 +429,7 @@ fn decide(
         emit(Event::Plan(plan(index, pair, options, &settings)?));
     }
     if options.strict && !options.dry_run {
-        journal::preflight(&settings, control)?;
+        preflight(&settings, Scratch::None, control)?;
     }
     ticker.tell_degradations();
     if options.strict && !control.degraded(0).is_empty() {

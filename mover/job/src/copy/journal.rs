@@ -5,8 +5,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use mover_endpoints::Identity;
-use mover_engine::arena::Arena;
-use mover_engine::settings::HugePages;
 use mover_engine::{Control, transform};
 use mover_model::event::Event;
 use mover_model::units::format_size;
@@ -233,27 +231,4 @@ fn checkpoint(ledger: &mut Ledger, batch: &[Record], pairs: &[OpenPair<'_>]) -> 
         }
     }
     ledger.append(batch)
-}
-
-/// Whether the buffers of all workers can be had as asked, before anything is written (`--strict`).
-pub(super) fn preflight(settings: &mover_engine::Settings, control: &Control) -> Result<()> {
-    let mut held = Vec::new();
-    for _ in 0..settings.workers {
-        let mut ring = mover_engine::ring::Ring::new(settings, control)?;
-        let huge = settings.huge_pages;
-        let arena = Arena::new(settings.worker_bytes() as usize, huge)?;
-        if huge == HugePages::Pool && !arena.is_huge() {
-            return Err(Error::new(
-                ErrorKind::Downgrade,
-                "huge pages are required and the pool has too few free",
-            )
-            .hint("raise vm.nr_hugepages"));
-        }
-        if settings.register {
-            ring.register_buffers(&arena, control);
-        }
-        // In this order: a ring is dropped before the arena whose buffers it knows.
-        held.push((ring, arena));
-    }
-    Ok(())
 }

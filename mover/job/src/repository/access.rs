@@ -5,9 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mover_model::event::Event;
+use mover_model::event::{Degradation, Event};
 use mover_model::units::format_size;
 use mover_model::{Error, ErrorKind, Operation, Result};
+use mover_repository::session::{Purpose, Session};
 use mover_repository::store::{LocalStore, Store};
 use mover_repository::{Config, InitOptions, Repository, Secret, catalog};
 
@@ -38,6 +39,41 @@ pub fn open(options: &RepositoryOptions) -> Result<Arc<Repository>> {
         // Whoever needs the catalog hears from it what is wrong with it.
         Place::Folder(folder) => open_at(options, folder, &|_| ()),
         Place::Missing(folder) => Err(missing(options, &folder)),
+    }
+}
+
+/// Begins the session of a verb that only reads. Where nothing can be put (the filesystem is full or read-only, or the
+/// user may not write there) the verb goes on without one, and the degradation says so: what is there can be read all
+/// the same, and what a gc deletes meanwhile is an error of the read, never wrong content.
+///
+/// # Errors
+/// The store's, but for those.
+pub fn begin_reading(
+    repository: &Arc<Repository>,
+    verb: &str,
+) -> Result<(Option<Session>, Option<Degradation>)> {
+    let error = match Session::begin(repository, Purpose::Read { verb: verb.to_owned() }) {
+        Ok(session) => return Ok((Some(session), None)),
+        Err(error) => error,
+    };
+    let cannot_put = [libc::ENOSPC, libc::EDQUOT, libc::EROFS, libc::EACCES, libc::EPERM];
+    if !error.errno().is_some_and(|errno| cannot_put.contains(&errno)) {
+        return Err(error);
+    }
+    let degradation = Degradation {
+        about: "session".into(),
+        wanted: "a session, so that gc leaves what is read".into(),
+        used: "none: run no gc meanwhile".into(),
+        reason: error.to_string(),
+        path: Some(repository.store().label()),
+    };
+    Ok((None, Some(degradation)))
+}
+
+/// Ends it. A session that cannot be ended is told: gc ends it when its process is gone.
+pub fn end_reading(session: Option<Session>, emit: Emit<'_>) {
+    if let Some(Err(error)) = session.map(Session::end) {
+        emit(Event::Warning { message: format!("the session could not be ended, gc will: {error}") });
     }
 }
 

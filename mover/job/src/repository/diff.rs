@@ -8,7 +8,6 @@ use mover_model::manifest::{Disk, Manifest};
 use mover_model::{Error, ErrorKind, ExtentList, Name, PointSelector, Result};
 use mover_repository::index::Index;
 use mover_repository::read::Chunks;
-use mover_repository::session::{Purpose, Session};
 use mover_repository::tree::{self, Nodes};
 use mover_repository::{Repository, manifests};
 use serde::ser::{Serialize, SerializeSeq, SerializeStruct, Serializer};
@@ -93,12 +92,11 @@ impl Serialize for Entries<'_> {
 /// or the two have different chunk sizes; `Corruption` of a tree; the repository's and the store's.
 pub fn run(options: &DiffOptions) -> Result<DiffDocument> {
     let repository = access::open(&options.repository)?;
-    let session = Session::begin(&repository, Purpose::Read { verb: "diff".into() })?;
+    // A document has no place for events, and without a session a node that gc deletes is an error.
+    let (session, _) = access::begin_reading(&repository, "diff")?;
     let compared = compare(&repository, options);
-    match session.end() {
-        Err(error) if compared.is_ok() => Err(error),
-        _ => compared,
-    }
+    access::end_reading(session, &|_| ());
+    compared
 }
 
 fn compare(repository: &Arc<Repository>, options: &DiffOptions) -> Result<DiffDocument> {

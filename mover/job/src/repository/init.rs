@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mover_model::{Error, ErrorKind, Operation, Result};
-use mover_repository::config::CHUNK_SIZE_DEFAULT;
+use mover_repository::config::default_chunk_size;
 use mover_repository::store::LocalStore;
 use mover_repository::{Compression, Repository, Secret};
 use serde::{Deserialize, Serialize};
@@ -20,8 +20,9 @@ const ALLOWED: [&str; 3] = ["lost+found", "keys", "tmp"];
 pub struct InitOptions {
     /// The folder: one that does not exist, or an empty one.
     pub folder: PathBuf,
-    /// Bytes of a chunk.
-    pub chunk_size: u32,
+    /// Bytes of a chunk; `None`: as many as the repository of `share_key_with` has, so that equal content has equal names;
+    /// without one what suits the compression.
+    pub chunk_size: Option<u32>,
     /// How chunks are compressed.
     pub compression: Compression,
     /// Other than `None`: the repository is encrypted, and this opens it.
@@ -36,7 +37,7 @@ impl Default for InitOptions {
     fn default() -> Self {
         InitOptions {
             folder: PathBuf::new(),
-            chunk_size: CHUNK_SIZE_DEFAULT,
+            chunk_size: None,
             compression: Compression::default(),
             secret: Secret::None,
             share_key_with: None,
@@ -97,7 +98,10 @@ pub fn run(options: &InitOptions, emit: Emit<'_>) -> Result<InitDocument> {
         .hint("give a key file or passphrase for the new repository too"));
     }
     let init = mover_repository::InitOptions {
-        chunk_size: options.chunk_size,
+        chunk_size: options
+            .chunk_size
+            .or(shared.as_ref().map(|other| other.config().chunk_size))
+            .unwrap_or_else(|| default_chunk_size(options.compression)),
         compression: options.compression,
         id_key: shared.as_ref().map(|other| other.keys().id_key()),
     };
@@ -152,7 +156,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let options = InitOptions {
             folder: place.path().join("repo"),
-            chunk_size: 64 << 10,
+            chunk_size: Some(64 << 10),
             compression: Compression::Zstd(7),
             ..with_state(&place)
         };
@@ -163,6 +167,25 @@ mod tests {
         let error = run(&options, &|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.message().contains("already"), "{error}");
+    }
+
+    #[test]
+    fn the_chunk_size_suits_the_compression_or_the_repository_that_shares_its_key() {
+        let place = tempfile::tempdir().unwrap();
+        let made = |name: &str, compression, share: Option<&str>| {
+            let options = InitOptions {
+                folder: place.path().join(name),
+                compression,
+                share_key_with: share.map(|other| (place.path().join(other), Secret::None)),
+                ..with_state(&place)
+            };
+            run(&options, &|_| ()).unwrap().chunk_size
+        };
+        assert_eq!(made("lz4", Compression::Lz4, None), 128 << 10);
+        assert_eq!(made("none", Compression::None, None), 128 << 10);
+        assert_eq!(made("zstd", Compression::Zstd(3), None), 512 << 10);
+        assert_eq!(made("zstd of lz4", Compression::Zstd(3), Some("lz4")), 128 << 10);
+        assert_eq!(made("lz4 of zstd", Compression::Lz4, Some("zstd")), 512 << 10);
     }
 
     #[test]

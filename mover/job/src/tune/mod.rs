@@ -258,7 +258,10 @@ fn space_of(options: &TuneOptions, settings: &Settings, target: &Target) -> Spac
 /// Buffers that the process's memory ceiling leaves room for; the same that a copy keeps to.
 fn buffer_bytes_max(workers: usize, limit: Option<u64>) -> u64 {
     match limit {
-        Some(limit) => limit.saturating_sub(limits::MEMORY_OVERHEAD).max(limit / 2),
+        Some(limit) => limit
+            .saturating_sub(limits::MEMORY_OVERHEAD)
+            .max(limit / 2)
+            .min(limit.saturating_sub(limits::MEMORY_OVERHEAD_MIN)),
         None => {
             let further = workers.saturating_sub(2) as u64;
             limits::BUFFER_BYTES_DEFAULT + further * limits::BUFFER_BYTES_PER_FURTHER_WORKER

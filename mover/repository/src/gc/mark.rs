@@ -91,6 +91,10 @@ pub(crate) struct Marks {
     pub living: u64,
     /// Distinct data chunks that are needed and in no segment.
     pub missing: HashSet<ChunkId>,
+    /// Distinct tree nodes that are needed and in no segment.
+    pub missing_nodes: HashSet<ChunkId>,
+    /// Segments of a gc that cannot be read, wholly or in part: see [`super::rebuild`].
+    pub bad_segments: BTreeMap<ObjectName, Error>,
     /// What a verify finds, which goes on where a gc must stop; `None` for a gc.
     pub found: Option<Mutex<Findings>>,
 }
@@ -109,8 +113,10 @@ pub(crate) struct Findings {
 impl Marks {
     /// Over an index; nothing is marked yet.
     ///
+    /// Segments that cannot be read stand in `bad_segments`: packs that are named only there look dead.
+    ///
     /// # Errors
-    /// `Corruption` where a segment or a page of one cannot be read: packs that are named only there would look dead.
+    /// The store's.
     pub fn new(
         repository: &Arc<Repository>,
         index: Arc<Index>,
@@ -125,6 +131,8 @@ impl Marks {
             nodes_read: 0,
             living: 0,
             missing: HashSet::new(),
+            missing_nodes: HashSet::new(),
+            bad_segments: BTreeMap::new(),
             found: None,
         };
         marks.take_segments(index)?;
@@ -149,6 +157,8 @@ impl Marks {
             nodes_read: 0,
             living: 0,
             missing: HashSet::new(),
+            missing_nodes: HashSet::new(),
+            bad_segments: BTreeMap::new(),
             found: Some(Mutex::default()),
         };
         marks.take_segments(index)?;
@@ -192,14 +202,9 @@ impl Marks {
         for (name, error) in index.damaged_segments() {
             if let Some(found) = &self.found {
                 found.lock().unwrap_or_else(|p| p.into_inner()).segments.insert(name, error);
-                continue;
+            } else {
+                self.bad_segments.insert(name, error);
             }
-            return Err(Error::new(
-                error.kind(),
-                format!("nothing can be deleted while an index segment cannot be read: {}", error.message()),
-            )
-            .at(self.repository.store().label_of(&crate::format::segment::segment_key(name)))
-            .hint("`mover verify` tells what it touches"));
         }
         let mut before: HashMap<ObjectName, Marked> =
             self.segments.drain(..).map(|marked| (marked.segment.name(), marked)).collect();
@@ -220,10 +225,14 @@ impl Marks {
                     self.packs.get_mut(number).record_bytes += u64::from(entry.stored);
                     Ok(())
                 });
-                if let Err(error) = counted {
-                    self.note(error, |found, error| {
+                match counted {
+                    Err(error) if self.found.is_none() && error.kind() == ErrorKind::Corruption => {
+                        self.bad_segments.entry(segment.name()).or_insert(error);
+                    }
+                    Err(error) => self.note(error, |found, error| {
                         found.segments.entry(segment.name()).or_insert(error);
-                    })?;
+                    })?,
+                    Ok(()) => {}
                 }
             }
             let words = segment.entries().div_ceil(64) + 1;
@@ -236,6 +245,20 @@ impl Marks {
                 .hint("only one gc may run on a repository; look for what else deletes there"));
         }
         Ok(())
+    }
+
+    /// An error where a segment cannot be read.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn check_segments(&self) -> Result<()> {
+        let Some((&name, error)) = self.bad_segments.first_key_value() else { return Ok(()) };
+        Err(Error::new(
+            error.kind(),
+            format!("nothing can be deleted while an index segment cannot be read: {}", error.message()),
+        )
+        .at(self.repository.store().label_of(&crate::format::segment::segment_key(name)))
+        .hint("`mover gc` without --dry-run makes it again from the packs; `mover verify` tells what it touches"))
     }
 
     fn bad_entry(&self, segment: &Segment) -> Error {
@@ -311,6 +334,7 @@ impl Marks {
                 Outcome::New(location) => stack.push(Pending { level: ROOT, location }),
                 Outcome::Known => {}
                 Outcome::Missing => {
+                    self.missing_nodes.insert(id);
                     let key = Key::parse(&manifest).unwrap_or_else(|| Key::new("manifests"));
                     let error = self.no_node(&id).at(self.repository.store().label_of(&key));
                     self.note(error, |found, error| found.nodes.push((id, None, error)))?;
@@ -365,6 +389,7 @@ impl Marks {
                 Outcome::New(location) => stack.push(Pending { level, location }),
                 Outcome::Known => {}
                 Outcome::Missing => {
+                    self.missing_nodes.insert(id);
                     let error = self.no_node(&id);
                     self.note(error, |found, error| found.nodes.push((id, None, error)))?;
                 }

@@ -39,6 +39,7 @@ pub(crate) mod mark;
 mod merge;
 pub(crate) mod packs;
 mod points;
+mod rebuild;
 mod rewrite;
 mod tidy;
 mod wait;
@@ -80,8 +81,8 @@ pub struct Options {
 /// Collects garbage; what was done so far stands in `result` also when it fails.
 ///
 /// # Errors
-/// `Busy` when another gc runs. `Corruption`, and nothing is deleted, when a manifest, a node or a segment cannot be
-/// read: what it needs is unknown. `Stopped`, or `Interrupted` with a doom list that a later gc finishes. The store's.
+/// `Busy` when another gc runs. `Corruption`, and nothing is deleted, when a manifest or a node cannot be read, or
+/// chunks are missing beside a pack that cannot be read: what is needed is unknown. `Stopped`, or `Interrupted` with a doom list that a later gc finishes. The store's.
 pub fn collect(
     repository: &Arc<Repository>,
     options: &Options,
@@ -135,11 +136,7 @@ impl Gc<'_> {
         for (key, error) in &found.damaged {
             self.warn(format!("{key}: {error}: this doom list is given up, its packs are looked at anew"));
         }
-        let mut points = Points::default();
-        let mut roots = points.roots(self)?;
-        let mut marks = Marks::new(self.repository, self.index()?, self.damaged()?)?;
-        marks.packs.doom(&found.packs()?);
-        marks.walk(&mut roots, self.control)?;
+        let (mut points, mut marks) = self.first_mark(&found)?;
         self.count(&marks, result);
         let plan = self.plan(&marks);
         if self.options.dry_run {
@@ -156,6 +153,45 @@ impl Gc<'_> {
         Ok(())
     }
 
+    /// Marks what the restore points of now need. Where segments are damaged or gone they are made again first: a pack
+    /// that only these named would look like one that nobody needs.
+    fn first_mark(&self, found: &doom::Found) -> Result<(Points, Marks)> {
+        let mut rebuilt = None;
+        loop {
+            let mut points = Points::default();
+            let mut roots = points.roots(self)?;
+            let mut marks = Marks::new(self.repository, self.index()?, self.damaged()?)?;
+            marks.packs.doom(&found.packs()?);
+            if marks.bad_segments.is_empty() {
+                let walked = marks.walk(&mut roots, self.control);
+                let lacks = !marks.missing.is_empty() || !marks.missing_nodes.is_empty();
+                if lacks && rebuilt.is_none() {
+                    rebuilt = Some(rebuild::rebuild(self, &marks)?);
+                    if rebuilt.as_ref().is_some_and(|rebuilt| rebuilt.packs > 0) {
+                        continue;
+                    }
+                }
+                // What is missing may be in a pack that does not tell what it has.
+                if let Some((name, error)) = rebuilt.filter(|_| lacks).and_then(|rebuilt| rebuilt.unreadable) {
+                    let message = format!(
+                        "chunks that restore points need are in no index segment, and a pack does not tell what it has, so \
+                         nothing is deleted: {}",
+                        error.message()
+                    );
+                    return Err(Error::new(error.kind(), message)
+                        .at(self.repository.store().label_of(&pack_key(name)))
+                        .hint("`mover verify` tells which restore points miss chunks; prune these"));
+                }
+                return walked.map(|()| (points, marks));
+            }
+            let is_corrupt = |error: &Error| error.kind() == ErrorKind::Corruption;
+            if rebuilt.is_some() || self.options.dry_run || !marks.bad_segments.values().all(is_corrupt) {
+                marks.check_segments()?;
+            }
+            rebuilt = Some(rebuild::rebuild(self, &marks)?);
+        }
+    }
+
     fn phase(&self, phase: &str) {
         (self.emit)(Event::Phase { phase: phase.into() });
     }
@@ -164,8 +200,7 @@ impl Gc<'_> {
         (self.emit)(Event::Warning { message });
     }
 
-    /// For reading: a writer's refuses to open where a doom list is damaged, which gc is there to remove. Damaged
-    /// segments are refused by the mark.
+    /// For reading: a writer's refuses to open where a doom list is damaged, which gc is there to remove.
     fn index(&self) -> Result<Arc<Index>> {
         Index::open_for_reading(self.repository).map(Arc::new)
     }
@@ -296,7 +331,15 @@ impl Gc<'_> {
         // Notes of damage before the index: a place that is noted later was seen whole by this mark.
         let damaged = self.damaged()?;
         marks.refresh(self.index()?, damaged)?;
+        marks.check_segments()?;
+        let missing = marks.missing.len();
         marks.walk(&mut roots, self.control)?;
+        if marks.missing.len() > missing {
+            let message = "chunks that restore points made meanwhile need are in no index segment: nothing is deleted";
+            return Err(Error::new(ErrorKind::Corruption, message)
+                .at(self.repository.store().label())
+                .hint("run `mover gc` again: it looks for them in the packs; `mover verify` tells what it touches"));
+        }
         self.count(marks, result);
         let ripe = pending.iter().filter(|pending| pending.is_ripe());
         let living = |name: &ObjectName| marks.packs.find(*name).is_some_and(|pack| pack.is_living());

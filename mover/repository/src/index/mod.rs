@@ -8,6 +8,7 @@ pub mod doom;
 mod open;
 mod places;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -59,7 +60,10 @@ enum Use {
 /// session, or this session sees the list, or the segments that name the pack are gone already.
 pub struct Index {
     repository: Arc<Repository>,
+    use_: Use,
     doomed: HashSet<ObjectName>,
+    /// Packs that segments name and that are not there; only looked for where a segment is damaged.
+    missing: HashSet<ObjectName>,
     /// Packs in which a chunk is on record as damaged.
     damaged: HashMap<ChunkId, Vec<ObjectName>>,
     segments: RwLock<Segments>,
@@ -85,6 +89,8 @@ struct Rescued {
     places: Places,
     /// Segments with damaged pages whose packs were read.
     segments: HashSet<ObjectName>,
+    /// Whether the packs that no segment names were read.
+    unnamed: bool,
 }
 
 #[derive(Default)]
@@ -103,8 +109,8 @@ impl Index {
         Index::open_for(repository, Use::Write)
     }
 
-    /// Opens the index for a reader. Where segments cannot be read, the own indexes of all packs that no other segment
-    /// names are read instead, with a [`Degradation`] in [`Index::degradations`].
+    /// Opens the index for a reader. Where segments cannot be read, or a chunk is asked for that none names, the own
+    /// indexes of all packs that no segment names are read instead, with a [`Degradation`] in [`Index::degradations`].
     ///
     /// # Errors
     /// The store's.
@@ -146,9 +152,11 @@ impl Index {
             });
         }
 
-        let index = Index {
+        let mut index = Index {
             repository: repository.clone(),
+            use_,
             doomed,
+            missing: HashSet::new(),
             damaged,
             segments: RwLock::default(),
             claims: Claims::default(),
@@ -163,7 +171,7 @@ impl Index {
             troubles.tell("all index segments", used, &error);
             troubles.segments.push((name, error));
         }
-        let read_packs = use_ == Use::Read && !troubles.segments.is_empty();
+        let is_whole = troubles.segments.is_empty();
         *lock(&index.troubles) = troubles;
 
         // The smallest first, so that as few as can be are left to be searched one by one.
@@ -171,14 +179,24 @@ impl Index {
         for segment in found.segments {
             index.add_segment(segment)?;
         }
-        if read_packs {
-            let named: HashSet<ObjectName> =
-                index.segments().iter().flat_map(|s| s.packs().to_vec()).collect();
-            let mut packs = open::all_packs(repository)?;
-            packs.retain(|pack| !named.contains(pack));
-            let mut rescued = index.rescued.write().unwrap_or_else(PoisonError::into_inner);
-            index.rescue(&mut rescued.places, &packs)?;
-            drop(rescued);
+        if is_whole {
+            return Ok(index);
+        }
+        match use_ {
+            Use::Read => {
+                let mut rescued = index.rescued.write().unwrap_or_else(PoisonError::into_inner);
+                let packs = index.unnamed_packs()?;
+                index.rescue(&mut rescued.places, &packs)?;
+                rescued.unnamed = true;
+                drop(rescued);
+            }
+            Use::Write => {
+                // What a damaged segment stood for counts again where it is still there, and names packs that a gc has
+                // deleted since.
+                let there: HashSet<ObjectName> = open::all_packs(repository)?.into_iter().collect();
+                index.missing = index.named_packs();
+                index.missing.retain(|pack| !there.contains(pack));
+            }
         }
         Ok(index)
     }
@@ -252,7 +270,8 @@ impl Index {
     pub fn is_healthy(&self, location: &Location) -> bool {
         let damaged = |packs: &Vec<ObjectName>| packs.contains(&location.pack);
         let noted = !self.damaged.is_empty() && self.damaged.get(&location.entry.id).is_some_and(damaged);
-        !noted && (self.doomed.is_empty() || !self.doomed.contains(&location.pack))
+        let missing = !self.missing.is_empty() && self.missing.contains(&location.pack);
+        !noted && !missing && (self.doomed.is_empty() || !self.doomed.contains(&location.pack))
     }
 
     /// Adds chunks whose pack is durable but in no segment yet, so that this process can read them (tree nodes).
@@ -382,6 +401,11 @@ impl Index {
         if let Some(pending) = self.claims.shard(id).pending.get(id) {
             visit(*pending);
         }
+        let found = Cell::new(false);
+        let visit: &mut dyn FnMut(Location) = &mut |location| {
+            found.set(true);
+            visit(location);
+        };
         let damaged = self.search(id, visit)?;
         for segment in damaged {
             if !self.read_rescued().segments.contains(&segment.name()) {
@@ -394,7 +418,46 @@ impl Index {
             }
             self.read_rescued().places.visit(id, visit);
         }
+        if !found.get() && self.use_ == Use::Read {
+            self.visit_unnamed(id, visit)?;
+        }
         Ok(())
+    }
+
+    /// What no segment names may be in a pack of a segment that is gone.
+    fn visit_unnamed(&self, id: &ChunkId, visit: &mut dyn FnMut(Location)) -> Result<()> {
+        if self.read_rescued().unnamed {
+            // It was asked before.
+            return Ok(());
+        }
+        let mut rescued = self.rescued.write().unwrap_or_else(PoisonError::into_inner);
+        if !rescued.unnamed {
+            let packs = self.unnamed_packs()?;
+            if !packs.is_empty() {
+                let reason =
+                    format!("chunk {id} is in no index segment, and {} packs are in none", packs.len());
+                let error = Error::new(ErrorKind::Corruption, reason)
+                    .at(format!("{}/index", self.repository.store().label()));
+                lock(&self.troubles).tell("index segments", "the packs' own indexes", &error);
+            }
+            self.rescue(&mut rescued.places, &packs)?;
+            rescued.unnamed = true;
+        }
+        drop(rescued);
+        self.read_rescued().places.visit(id, visit);
+        Ok(())
+    }
+
+    fn named_packs(&self) -> HashSet<ObjectName> {
+        self.read_segments().all.iter().flat_map(|segment| segment.packs().iter().copied()).collect()
+    }
+
+    /// Packs that no segment names.
+    fn unnamed_packs(&self) -> Result<Vec<ObjectName>> {
+        let named = self.named_packs();
+        let mut packs = open::all_packs(&self.repository)?;
+        packs.retain(|pack| !named.contains(pack));
+        Ok(packs)
     }
 
     /// Reads packs' own indexes.

@@ -13,7 +13,6 @@ pub mod slots;
 
 use std::hint::black_box;
 
-use aws_lc_rs::rand;
 use mover_model::{ChunkId, Error, ErrorKind, Result};
 
 use crate::config::Config;
@@ -131,7 +130,7 @@ pub(crate) fn wipe(secret: &mut [u8]) {
 /// `Internal` when the system has none to give.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes)
+    getrandom::fill(&mut bytes)
         .map_err(|_| Error::new(ErrorKind::Internal, "the system gives no random bytes"))?;
     Ok(bytes)
 }

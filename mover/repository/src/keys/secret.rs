@@ -77,13 +77,13 @@ impl Secret {
     }
 
     /// The first line that a shell command prints. It may ask on the terminal: it has our standard input and error.
+    /// Errors do not repeat the command, which may hold what opens a password store.
     ///
     /// # Errors
     /// `Key` when it cannot be run, fails or prints no such line.
     pub fn from_passphrase_command(command: &str) -> Result<Self> {
         let failed = |what: String| {
             Error::new(ErrorKind::Key, format!("the passphrase command {what}"))
-                .at(command)
                 .hint("run it by hand: it has to print the passphrase as its first line")
         };
         let mut output = Command::new("/bin/sh")

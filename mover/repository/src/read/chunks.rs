@@ -17,6 +17,8 @@ use crate::store::Object;
 
 /// Packs that are kept open: each is a descriptor or two, and neighbours on a disk are neighbours in few packs.
 const OPEN_PACKS: usize = 64;
+/// Packs' own indexes that are kept: verify's workers are in few packs at a time, and one is 576 KiB at most.
+const PACK_INDEXES: usize = 8;
 
 /// What to do about anything that is not as it was written.
 pub(crate) const VERIFY_HINT: &str = "run `mover verify`: it tells which backups the damage touches";
@@ -36,12 +38,14 @@ pub struct Chunks {
     repository: Arc<Repository>,
     index: Arc<Index>,
     packs: Mutex<Recent<ObjectName, Arc<OpenPack>>>,
+    indexes: Mutex<Recent<ObjectName, Arc<PackIndex>>>,
 }
 
 impl Chunks {
     /// Over an index.
     pub fn new(repository: Arc<Repository>, index: Arc<Index>) -> Self {
-        Chunks { repository, index, packs: Mutex::new(Recent::new(OPEN_PACKS)) }
+        let packs = Mutex::new(Recent::new(OPEN_PACKS));
+        Chunks { repository, index, packs, indexes: Mutex::new(Recent::new(PACK_INDEXES)) }
     }
 
     /// The index below.
@@ -71,13 +75,19 @@ impl Chunks {
         Ok(pack)
     }
 
-    /// A pack's own index.
+    /// A pack's own index, from the cache where it is there.
     ///
     /// # Errors
     /// As for [`Chunks::pack`].
     pub fn pack_index(&self, name: ObjectName) -> Result<Arc<PackIndex>> {
+        if let Some(index) = self.indexes.lock().unwrap_or_else(|p| p.into_inner()).get(&name) {
+            return Ok(index);
+        }
         let (object, label) = self.open(name)?;
-        pack::read_index(self.repository.keys(), self.repository.id(), name, &*object, &label).map(Arc::new)
+        let keys = self.repository.keys();
+        let index = Arc::new(pack::read_index(keys, self.repository.id(), name, &*object, &label)?);
+        self.indexes.lock().unwrap_or_else(|p| p.into_inner()).put(name, index.clone());
+        Ok(index)
     }
 
     fn open(&self, name: ObjectName) -> Result<(Box<dyn Object>, String)> {

@@ -10,4 +10,5 @@ mod source;
 
 pub(crate) use chunks::VERIFY_HINT;
 pub use chunks::{Chunks, OpenPack};
+pub use parts::scratch_bytes;
 pub use source::{BadChunk, ChunkMap, ReadErrors, TreeMap, TreeSource};

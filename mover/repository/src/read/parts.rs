@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use mover_engine::lane::LaneOperation;
-use mover_engine::{Alignment, Io, Settings};
+use mover_engine::{Alignment, Io};
 
 use super::chunks::OpenPack;
 use super::source::{ChunkMap, ReadErrors};
@@ -34,9 +34,10 @@ pub(super) fn part_bytes(chunk_size: u32) -> usize {
     (run_bytes(chunk_size) as usize + RIMS_BYTES).next_multiple_of(RIMS_BYTES)
 }
 
-/// Bytes of scratch memory with which the worker's bytes in flight stay in flight, and one run more.
-pub(super) fn scratch_bytes(chunk_size: u32, settings: &Settings) -> usize {
-    let runs = settings.worker_bytes().div_ceil(run_bytes(chunk_size)) as usize + 1;
+/// Bytes of memory beside the buffers that a worker takes to read trees: with it the worker's bytes in flight stay in
+/// flight, and one run more.
+pub fn scratch_bytes(chunk_size: u32, worker_bytes: u64) -> usize {
+    let runs = worker_bytes.div_ceil(run_bytes(chunk_size)) as usize + 1;
     let part = part_bytes(chunk_size);
     (runs * part).min(SCRATCH_MAX.max(part) / part * part)
 }

@@ -104,7 +104,7 @@ impl Reader {
     /// `Internal` when the scratch memory was not reserved.
     pub fn new(chunks: &Arc<Chunks>, setup: &mut LaneSetup<'_>) -> Result<Self> {
         let chunk_size = chunks.repository().config().chunk_size;
-        let bytes = scratch_bytes(chunk_size, setup.settings());
+        let bytes = scratch_bytes(chunk_size, setup.settings().worker_bytes());
         let place = |setup: &mut LaneSetup<'_>| Place {
             file: setup.reserve_file(),
             pack: None,

@@ -144,7 +144,7 @@ impl Source for TreeSource {
 
     fn scratch_bytes(&self, settings: &Settings) -> usize {
         let chunk_size = self.chunks.repository().config().chunk_size;
-        if self.brings_scratch { scratch_bytes(chunk_size, settings) } else { 0 }
+        if self.brings_scratch { scratch_bytes(chunk_size, settings.worker_bytes()) } else { 0 }
     }
 
     fn extents(&self) -> Result<Box<dyn Iterator<Item = Result<Extent>> + Send + '_>> {

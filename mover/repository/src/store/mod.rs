@@ -77,7 +77,8 @@ pub struct Listed {
     pub key: Key,
     /// Bytes.
     pub size: u64,
-    /// When it was put, by the store's clock.
+    /// When it was put, by the store's clock: not before the first listing that could have it. Prune's rule beside a
+    /// gc relies on that: what a gc had not listed when it began its mark is not older than the mark.
     pub modified: SystemTime,
 }
 

@@ -22,6 +22,9 @@ use crate::repository::Repository;
 
 pub use touched::touched;
 
+/// Packs that cannot be opened, and why.
+pub type BadPacks = Vec<(ObjectName, Error)>;
+
 /// A chunk that no place has whole, or a place of one that is not what it should be.
 #[derive(Debug, Clone)]
 pub struct Bad {
@@ -114,7 +117,7 @@ impl Survey {
     ///
     /// # Errors
     /// The store's; `Stopped`.
-    pub fn check_packs(&mut self, control: &Control) -> Result<(Vec<Bad>, Vec<(ObjectName, Error)>)> {
+    pub fn check_packs(&mut self, control: &Control) -> Result<(Vec<Bad>, BadPacks)> {
         let (mut bad, mut bad_packs) = (self.bad_nodes()?, Vec::new());
         let mut names: Vec<ObjectName> =
             self.marks.packs.iter().filter(|pack| pack.is_living()).map(|pack| pack.name).collect();

@@ -40,7 +40,7 @@ impl PackBuilder {
     /// `Internal` when the system has no randomness to give.
     pub fn new(repository: &Repository) -> Result<Self> {
         let mut seed = [0; 32];
-        aws_lc_rs::rand::fill(&mut seed)
+        getrandom::fill(&mut seed)
             .map_err(|_| Error::new(ErrorKind::Internal, "the system gives no random bytes"))?;
         let header = PackHeader { repository: repository.id(), name: ObjectName::random()?, seed };
         let key = PackKey::new(repository.keys(), &header.seed);

@@ -35,7 +35,8 @@ pub(super) fn points(repository: &Repository, options: &BackupOptions, emit: Emi
             "the machine `{}` of restore point {point} has the UUID {known}, and this one {uuid}",
             options.vm
         );
-        return Err(Error::refused(repository.store().label(), message)
+        return Err(Error::new(ErrorKind::WrongIdentity, message)
+            .at(repository.store().label())
             .hint("back it up under another name, or find which machine this is"));
     }
     Ok(points)

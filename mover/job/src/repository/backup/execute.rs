@@ -7,7 +7,7 @@ use mover_engine::{Control, Rate};
 use mover_model::event::{CommonResult, Event, Moved, PointResult, RunResult};
 use mover_model::manifest::{Disk, MANIFEST_VERSION, Manifest};
 use mover_model::{Error, ErrorKind, Name, Operation, Result, limits};
-use mover_repository::catalog::Catalog;
+use mover_repository::catalog::{Catalog, Scope};
 use mover_repository::index::Index;
 use mover_repository::read::Chunks;
 use mover_repository::session::{Purpose, Session};
@@ -62,7 +62,9 @@ pub(super) fn execute(
     let (session, point) = match backup.begin()? {
         Begun::Session(session, point) => (session, point),
         Begun::Repeated(manifest) => {
-            result.point = Some(outcome::committed(&manifest, true, |_| None));
+            let catalog = backup.catalog_of(&manifest)?;
+            let common = |disk: &Disk| backup.common_result(catalog.as_deref(), disk);
+            result.point = Some(outcome::committed(&manifest, true, common));
             return Ok(());
         }
     };
@@ -79,9 +81,10 @@ pub(super) fn execute(
 /// Whether a source is there is asked of its name alone; it is opened later.
 fn refuse_missing(disk: &Arranged) -> Result<()> {
     match &disk.spec.locator {
-        mover_model::Locator::Path(path) => std::fs::metadata(path)
-            .map(|_| ())
-            .map_err(|error| Error::io(Operation::Open, path.display().to_string(), &error)),
+        mover_model::Locator::Path(path) => std::fs::metadata(path).map(|_| ()).map_err(|error| {
+            let hint = format!("name a file or block device that is there: --disk {}=SOURCE", disk.spec.id);
+            Error::io(Operation::Open, path.display().to_string(), &error).hint(hint)
+        }),
         _ => Ok(()),
     }
 }
@@ -113,7 +116,10 @@ fn dry_run(
         parent: prepared.points.points.last().map(|parent| parent.point.to_string()),
         ..PointResult::default()
     };
-    result.point = Some(outcome::uncommitted(point, &prepared.disks));
+    let common = |disk: &Disk| {
+        common_result(repository.as_deref(), prepared.catalog.as_deref(), options.vm.as_str(), disk)
+    };
+    result.point = Some(outcome::uncommitted(point, &prepared.disks, common));
     outcome::pairs(result, &prepared.disks, &options.repository.folder.display().to_string(), false);
     Ok(())
 }
@@ -229,7 +235,10 @@ impl Backup<'_> {
                 let common = |disk: &Disk| self.common_result(prepared.catalog.as_deref(), disk);
                 result.point = Some(outcome::committed(manifest, *repeated, common));
             }
-            _ => result.point = result.point.take().map(|point| outcome::uncommitted(point, disks)),
+            _ => {
+                let common = |disk: &Disk| self.common_result(prepared.catalog.as_deref(), disk);
+                result.point = result.point.take().map(|point| outcome::uncommitted(point, disks, common));
+            }
         }
         outcome::pairs(result, disks, &target, matches!(made, Ok(Some(_))));
         made.map(|_| ())
@@ -419,17 +428,45 @@ impl Backup<'_> {
         })
     }
 
-    fn common_result(&self, catalog: Option<&dyn Catalog>, disk: &Disk) -> Option<CommonResult> {
-        let common = disk.common.as_ref()?;
-        let known = catalog.map(|catalog| {
-            catalog.common_machines(&self.repository.config().id, &common.id, &disk.root).unwrap_or_default()
-        });
-        let mut vms: Vec<_> = known.unwrap_or_default().iter().map(ToString::to_string).collect();
-        vms.push(self.options.vm.to_string());
-        vms.sort();
-        vms.dedup();
-        Some(CommonResult { id: common.id.clone(), location: common.location.clone(), vms })
+    /// The catalog, where a restore point that an earlier run made has a common disk.
+    fn catalog_of(&self, manifest: &Manifest) -> Result<Option<Box<dyn Catalog>>> {
+        if manifest.disks.iter().all(|disk| disk.common.is_none()) {
+            return Ok(None);
+        }
+        let opened = crate::repository::catalog::open(
+            &self.repository,
+            &self.options.repository,
+            &Scope::All,
+            self.emit,
+        )?;
+        Ok(Some(opened.catalog))
     }
+
+    fn common_result(&self, catalog: Option<&dyn Catalog>, disk: &Disk) -> Option<CommonResult> {
+        common_result(Some(&self.repository), catalog, self.options.vm.as_str(), disk)
+    }
+}
+
+/// A common disk, with the machines whose restore points have it, this backup's among them.
+fn common_result(
+    repository: Option<&Repository>,
+    catalog: Option<&dyn Catalog>,
+    vm: &str,
+    disk: &Disk,
+) -> Option<CommonResult> {
+    let common = disk.common.as_ref()?;
+    let known = match (repository, catalog) {
+        // What it cannot tell is no reason to fail: the disks are in the repository.
+        (Some(repository), Some(catalog)) => {
+            catalog.common_machines(&repository.config().id, &common.id, &disk.root).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    let mut vms: Vec<_> = known.iter().map(ToString::to_string).collect();
+    vms.push(vm.to_owned());
+    vms.sort();
+    vms.dedup();
+    Some(CommonResult { id: common.id.clone(), location: common.location.clone(), vms })
 }
 
 /// The id of a run key's point: the same for the same machine and key.

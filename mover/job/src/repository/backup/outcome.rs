@@ -77,27 +77,32 @@ pub(super) fn pairs(result: &mut RunResult, disks: &[OpenDisk], target: &str, co
 }
 
 /// A restore point that was not made, with what is known of its disks.
-pub(super) fn uncommitted(point: PointResult, disks: &[OpenDisk]) -> PointResult {
+pub(super) fn uncommitted(
+    point: PointResult,
+    disks: &[OpenDisk],
+    common: impl Fn(&Disk) -> Option<CommonResult>,
+) -> PointResult {
     let disks = disks.iter().map(|disk| {
-        let (method, reason, referenced) = match &disk.what {
-            What::Read(reading) => (Some(reading.method), reading.reason.clone(), false),
-            What::Reference { reason, .. } => (Some(Method::Common), Some(reason.clone()), true),
+        let (method, reason, known) = match &disk.what {
+            What::Read(reading) => (Some(reading.method), reading.reason.clone(), None),
+            What::Reference { disk, reason } => (Some(Method::Common), Some(reason.clone()), Some(disk)),
         };
         let failed = disk.error().is_some_and(|error| !is_given_up(&error));
         DiskResult {
             id: disk.spec().id.to_string(),
-            status: match (failed, referenced) {
+            status: match (failed, known.is_some()) {
                 (true, _) => DiskStatus::Failed,
                 (false, true) => DiskStatus::Referenced,
                 (false, false) => DiskStatus::Skipped,
             },
             size: disk.size().unwrap_or(0),
-            root: None,
+            root: known.map(|disk| disk.root.to_string()),
             method,
             reason,
             read_bytes: disk.counters.moved().read_bytes,
             stored: Default::default(),
-            common: None,
+            // What is read is known as a common disk only once its content is.
+            common: known.and_then(&common),
         }
     });
     PointResult { disks: disks.collect(), ..point }

@@ -11,15 +11,15 @@ use mover_model::{Error, ErrorKind, Locator, Result};
 use mover_repository::Repository;
 use mover_repository::catalog::{self, Catalog, Scope};
 use mover_repository::manifests::Points;
-use mover_repository::write::scratch_bytes;
 
 use super::base;
 use super::open::{OpenDisk, Opening, What};
 use super::{BackupOptions, CommonRequest};
 use crate::Emit;
+use crate::preflight::preflight;
 use crate::progress::Ticker;
 use crate::repository::common::{self, Arranged, CommonPlan};
-use crate::resolve::{Found, resolve};
+use crate::resolve::{Found, Scratch, resolve};
 
 /// What a backup is about to do.
 pub(super) struct Prepared {
@@ -113,7 +113,7 @@ impl Preparing<'_> {
             memory_only: in_memory && readings.iter().all(|reading| reading.source.medium == Medium::Memory),
             sequential: !readings.is_empty() && readings.iter().all(|reading| reading.is_stream()),
             data_bytes: readings.iter().map(|reading| reading.data_bound()).sum(),
-            scratch_bytes: scratch_bytes(self.chunk_size) as u64,
+            scratch: Scratch::Write(self.chunk_size),
             chunk_size: self.chunk_size,
             cpu_bound: true,
             ..Found::default()
@@ -140,6 +140,9 @@ impl Preparing<'_> {
         let settings = resolved.settings;
         for (number, disk) in disks.iter().enumerate() {
             (self.emit)(Event::Plan(self.plan(number, disk, &settings, in_memory)?));
+        }
+        if self.options.strict && !self.options.dry_run && !readings.is_empty() {
+            preflight(&settings, Scratch::Write(self.chunk_size), self.control)?;
         }
         self.ticker.tell_degradations();
         if self.options.strict {
@@ -181,8 +184,7 @@ impl Preparing<'_> {
             block_size: settings.block_size,
             queue_depth: settings.queue_depth,
             workers: settings.workers,
-            buffer_bytes: settings.buffer_bytes()
-                + settings.workers as u64 * scratch_bytes(self.chunk_size) as u64,
+            buffer_bytes: Scratch::Write(self.chunk_size).with_buffers(settings),
         })
     }
 }

@@ -120,7 +120,10 @@ struct Found {
 fn backing_of(spec: &DiskSpec, emit: Emit<'_>) -> Result<Option<Found>> {
     let Some(path) = path_of(spec) else { return Ok(None) };
     let label = path.display().to_string();
-    let meta = std::fs::metadata(path).map_err(|error| Error::io(Operation::Stat, &label, &error))?;
+    let meta = std::fs::metadata(path).map_err(|error| {
+        let hint = format!("name a file or block device that is there: --disk {}=SOURCE", spec.id);
+        Error::io(Operation::Stat, &label, &error).hint(hint)
+    })?;
     if !meta.is_file() {
         return Ok(None);
     }
@@ -138,7 +141,11 @@ fn backing_of(spec: &DiskSpec, emit: Emit<'_>) -> Result<Option<Found>> {
             warn(format!("{label} begins like a qcow2 image and is none: {error}; it is backed up as it is"));
             return Ok(None);
         }
-        Err(error) => return Err(Error::io(Operation::Read, &label, &error)),
+        // Whether that ends the backup or is recorded is for who reads the disk to say.
+        Err(error) => {
+            warn(format!("the beginning of {label} cannot be read: {error}; it is taken for no qcow2 image"));
+            return Ok(None);
+        }
     };
     if header.external_data {
         warn(format!("the data of {label} are in an external data file, which is not backed up with it"));

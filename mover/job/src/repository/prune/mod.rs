@@ -45,7 +45,8 @@ pub struct PruneOptions {
     pub dry_run: bool,
 }
 
-/// Plans, and deletes unless it is a dry run. The plan is `result.prune`; its `exit_code` is the process's.
+/// Plans, tells the plan ([`Event::PrunePlan`]) and then deletes, unless it is a dry run. What came of the plan is
+/// `result.prune`; its `exit_code` is the process's.
 ///
 /// Emits everything but `start` and `result`, which are the caller's. Stops early, between two restore points, once
 /// `control` is stopped.
@@ -67,11 +68,13 @@ fn execute(options: &PruneOptions, control: &Control, emit: Emit<'_>, plan: &mut
     let repository = access::open(&options.repository)?;
     if options.dry_run {
         plan.points = make_plan(options, &repository, None, emit)?;
+        emit(Event::PrunePlan(plan.clone()));
         return Ok(());
     }
     let session = Session::begin(&repository, Purpose::Prune)?;
     let done = alone(&repository, &session).and_then(|()| {
         plan.points = make_plan(options, &repository, Some(&session), emit)?;
+        emit(Event::PrunePlan(plan.clone()));
         delete(&repository, &session, control, emit, &mut plan.points)
     });
     // What was deleted is deleted: a session that cannot be ended is left to die.
@@ -181,6 +184,12 @@ struct Mark {
 
 fn marks(repository: &Repository, session: Option<&Session>) -> Result<Vec<Mark>> {
     let others = session::others(repository, session)?;
+    // One that seems dead and is not (its host slept) must find that it was ended: its mark is not heeded any more.
+    if session.is_some() {
+        let gcs: Vec<_> =
+            others.iter().filter(|other| other.record.purpose == Purpose::Gc).cloned().collect();
+        session::end_dead(repository, &gcs)?;
+    }
     let running = others.iter().filter(|other| other.alive && other.record.purpose == Purpose::Gc);
     let running = running.map(|gc| Mark {
         time: gc.began,

@@ -12,7 +12,6 @@ use mover_model::manifest::{Manifest, Stored};
 use mover_model::{Error, ErrorKind, Locator, Operation, PointSelector, Result};
 use mover_repository::index::Index;
 use mover_repository::read::Chunks;
-use mover_repository::session::{Purpose, Session};
 use mover_repository::tree::Nodes;
 use mover_repository::{Repository, manifests};
 
@@ -45,11 +44,10 @@ pub(super) fn execute(
     open::check(options)?;
     let repository = access::open(&options.repository)?;
     // Before anything is looked up: from here on gc deletes nothing that this run may need.
-    let session = Session::begin(&repository, Purpose::Read { verb: "restore".into() })?;
+    let (session, degradation) = access::begin_reading(&repository, "restore")?;
+    degradation.into_iter().for_each(|degradation| control.degrade(degradation));
     let ended = restore(&repository, options, control, emit, result);
-    if let Err(error) = session.end() {
-        emit(Event::Warning { message: format!("the session could not be ended, gc will: {error}") });
-    }
+    access::end_reading(session, emit);
     ended
 }
 
@@ -60,9 +58,11 @@ fn restore(
     emit: Emit<'_>,
     result: &mut RunResult,
 ) -> Result<()> {
-    let index = Arc::new(Index::open_for_reading(repository)?);
-    index.degradations().into_iter().for_each(|degradation| control.degrade(degradation));
     let manifest = select(repository, options, emit)?;
+    // After the manifest: a restore point that is committed meanwhile may need segments that were put meanwhile.
+    let index = Arc::new(Index::open_for_reading(repository)?);
+    let tell_index = || index.degradations().into_iter().for_each(|degradation| control.degrade(degradation));
+    tell_index();
     result.point = Some(point_result(repository, &manifest));
     if manifest.damaged {
         let message = format!(
@@ -71,7 +71,7 @@ fn restore(
         );
         emit(Event::Warning { message });
     }
-    let chunks = Arc::new(Chunks::new(repository.clone(), index));
+    let chunks = Arc::new(Chunks::new(repository.clone(), index.clone()));
     let nodes = Arc::new(Nodes::new(chunks.clone()));
     let mut asked = open::choose(options, &manifest)?;
     super::common_disks::decide(repository, options, &manifest, &mut asked, emit)?;
@@ -117,6 +117,9 @@ fn restore(
         let report = bring(&run, asked, &ticker);
         (report, documents::write(options, &documents))
     });
+    // With what lookups have found since.
+    tell_index();
+    ticker.tell_degradations();
     fill(result, &asked, options, &report);
     written?;
     if options.strict && !control.degraded(0).is_empty() {

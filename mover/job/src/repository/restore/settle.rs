@@ -3,20 +3,19 @@
 use std::fs::File;
 
 use mover_endpoints::{Medium, device_of_path};
-use mover_engine::capability::registrable_bytes;
 use mover_engine::sys::lies_in_memory;
-use mover_engine::{Access, Backend, Control, Settings, Source};
+use mover_engine::{Access, Control, Settings, Source};
 use mover_model::event::{Event, Plan};
 use mover_model::manifest::Manifest;
-use mover_model::units::format_size;
 use mover_model::{Error, ErrorKind, Result};
 
 use super::RestoreOptions;
 use super::execute::target_paths;
 use super::open::{Asked, OpenDisk};
 use crate::Emit;
+use crate::preflight::preflight;
 use crate::progress::Ticker;
-use crate::resolve::{Found, resolve};
+use crate::resolve::{Found, Scratch, fit_chunks, resolve};
 
 /// Decides every setting and tells the plan of each disk.
 ///
@@ -38,11 +37,15 @@ pub(super) fn settle(
         let compares = asked.open.as_ref().is_some_and(|open| open.compare);
         if compares { asked.disk.size } else { asked.disk.data_bytes }
     };
+    let chunk_size = manifest.disks.iter().map(|disk| disk.chunk_size).max().unwrap_or_default();
     let mut found = Found {
         pairs: open.len(),
         memory_only: in_memory && targets().all(|open| open.target.medium == Medium::Memory),
         sequential: !open.is_empty() && targets().all(OpenDisk::in_order),
         data_bytes: Some(open.iter().map(|asked| data_bytes(&asked)).sum()),
+        scratch: Scratch::Read(chunk_size),
+        // What is read is decrypted, decompressed and hashed by the worker that has read it.
+        cpu_bound: true,
         ..Found::default()
     };
     for path in target_paths(asked).chain(std::iter::once(folder.as_path())) {
@@ -59,62 +62,18 @@ pub(super) fn settle(
     let resolved = resolve(&options.engine, &found, control)?;
     let mut settings = resolved.settings;
     resolved.choices.into_iter().for_each(emit);
-    fit_chunks(manifest, &mut settings, emit);
-    fit_memory(options, &mut settings, emit);
+    fit_chunks(chunk_size, &mut settings, emit);
     for (index, asked) in open.iter().enumerate() {
-        emit(Event::Plan(plan(index, asked, manifest, &settings)));
+        emit(Event::Plan(plan(index, asked, manifest, chunk_size, &settings)));
+    }
+    if options.strict && !options.dry_run && !open.is_empty() {
+        preflight(&settings, Scratch::Read(chunk_size), control)?;
     }
     ticker.tell_degradations();
     if options.strict && !control.degraded(0).is_empty() {
         return Err(strict_error(control));
     }
     Ok(settings)
-}
-
-/// Requests of whole chunks: of a chunk that two requests have in part each would read all. Polled devices take no
-/// larger requests than they were given.
-fn fit_chunks(manifest: &Manifest, settings: &mut Settings, emit: Emit<'_>) {
-    let Some(chunk) = manifest.disks.iter().map(|disk| disk.chunk_size).max().filter(|&chunk| chunk > 0)
-    else {
-        return;
-    };
-    if settings.block_size.is_multiple_of(chunk) || settings.iopoll {
-        return;
-    }
-    let block_size = settings.block_size.next_multiple_of(chunk);
-    // As many bytes in flight as before, and a request at least.
-    let bytes = settings.worker_bytes().next_multiple_of(u64::from(block_size));
-    settings.block_size = block_size;
-    settings.bytes_in_flight = settings.bytes_in_flight.map(|_| bytes);
-    emit(Event::Choice {
-        about: "block_size".into(),
-        chosen: format_size(u64::from(block_size)),
-        reason: "requests hold whole chunks of the repository".into(),
-        pair: None,
-    });
-}
-
-/// Chunks that are not as they lie on disk are read beside the buffers: both together keep to the ceiling, and to what
-/// may be locked.
-fn fit_memory(options: &RestoreOptions, settings: &mut Settings, emit: Emit<'_>) {
-    let Some(bytes) = settings.bytes_in_flight else { return };
-    let both = 2 * settings.buffer_bytes();
-    let uses = settings.backend == Backend::Uring && settings.register;
-    let lockable = registrable_bytes().filter(|&lockable| uses && lockable < both);
-    if options.engine.memory_limit.is_none() && lockable.is_none() {
-        return;
-    }
-    let block = u64::from(settings.block_size);
-    let half = (bytes / 2 / block).max(1) * block;
-    if half < bytes {
-        settings.bytes_in_flight = Some(half);
-        emit(Event::Choice {
-            about: "bytes_in_flight".into(),
-            chosen: format_size(half),
-            reason: "packs are read beside the buffers, and the limit is for both".into(),
-            pair: None,
-        });
-    }
 }
 
 /// What `--strict` says of downgrades.
@@ -125,7 +84,7 @@ pub(super) fn strict_error(control: &Control) -> Error {
         .hint("`mover doctor` tells what it would take; without --strict the restore goes on")
 }
 
-fn plan(index: usize, asked: &Asked<'_>, manifest: &Manifest, settings: &Settings) -> Plan {
+fn plan(index: usize, asked: &Asked<'_>, manifest: &Manifest, chunk_size: u32, settings: &Settings) -> Plan {
     let disk = asked.disk;
     let access = asked.open.as_ref().map_or(Access::Buffered, |open| open.target.sink.access());
     let compares = asked.open.as_ref().is_some_and(|open| open.compare);
@@ -148,6 +107,6 @@ fn plan(index: usize, asked: &Asked<'_>, manifest: &Manifest, settings: &Setting
         block_size: settings.block_size,
         queue_depth: settings.queue_depth,
         workers: settings.workers,
-        buffer_bytes: settings.buffer_bytes(),
+        buffer_bytes: Scratch::Read(chunk_size).with_buffers(settings),
     }
 }

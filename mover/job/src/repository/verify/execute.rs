@@ -18,7 +18,6 @@ use mover_repository::format::envelope::{self, Protection};
 use mover_repository::format::segment::segment_key;
 use mover_repository::names::ObjectName;
 use mover_repository::read::{BadChunk, ChunkMap, ReadErrors, TreeSource};
-use mover_repository::session::{Purpose, Session};
 use mover_repository::store::Key;
 use mover_repository::verify::{Bad, Draw, Survey};
 use mover_repository::{Repository, manifests};
@@ -27,7 +26,7 @@ use super::{Sample, VerifyOptions, report};
 use crate::Emit;
 use crate::progress::Ticker;
 use crate::repository::access;
-use crate::resolve::{Found, resolve};
+use crate::resolve::{Found, Scratch, fit_chunks, resolve};
 
 /// What was found, whatever it touches.
 #[derive(Default)]
@@ -53,11 +52,10 @@ pub(super) fn execute(
     }
     let repository = access::open(&options.repository)?;
     // Before the index is read: from here on gc deletes nothing that is looked at.
-    let session = Session::begin(&repository, Purpose::Read { verb: "verify".into() })?;
+    let (session, degradation) = access::begin_reading(&repository, "verify")?;
+    degradation.into_iter().for_each(|degradation| control.degrade(degradation));
     let ended = verify(&repository, options, control, emit, result);
-    if let Err(error) = session.end() {
-        emit(Event::Warning { message: format!("the session could not be ended, gc will: {error}") });
-    }
+    access::end_reading(session, emit);
     ended
 }
 
@@ -298,6 +296,9 @@ impl Data<'_> {
             pairs: 1,
             memory_only: File::open(folder).is_ok_and(|folder| lies_in_memory(&folder)),
             data_bytes: Some(self.survey.data_chunks() * u64::from(self.survey.chunk_size())),
+            scratch: Scratch::Read(self.survey.chunk_size()),
+            // What is read is decrypted, decompressed and hashed by the worker that has read it.
+            cpu_bound: true,
             ..Found::default()
         };
         match device_of_path(folder) {
@@ -312,14 +313,7 @@ impl Data<'_> {
         let resolved = resolve(&self.options.engine, &found, self.control)?;
         resolved.choices.into_iter().for_each(self.emit);
         let mut settings = resolved.settings;
-        let chunk = self.survey.chunk_size();
-        if !settings.block_size.is_multiple_of(chunk) && !settings.iopoll {
-            // Requests of whole chunks, and as many bytes in flight as before.
-            let bytes = settings.worker_bytes();
-            settings.block_size = settings.block_size.next_multiple_of(chunk);
-            let bytes = bytes.next_multiple_of(u64::from(settings.block_size));
-            settings.bytes_in_flight = settings.bytes_in_flight.map(|_| bytes);
-        }
+        fit_chunks(self.survey.chunk_size(), &mut settings, self.emit);
         Ok(settings)
     }
 }

@@ -6,9 +6,12 @@ use std::sync::Arc;
 use mover_model::event::{RunResult, TouchedDisk, VerifyResult};
 use mover_model::manifest::Manifest;
 use mover_model::{ChunkId, Error, ErrorKind, Name, Result};
+use mover_repository::format::pack::pack_key;
+use mover_repository::index::Index;
 use mover_repository::notes::{self, DamagedChunk, PointNote};
+use mover_repository::read::Chunks;
 use mover_repository::tree::Nodes;
-use mover_repository::verify::{Survey, touched};
+use mover_repository::verify::{Bad, Survey, touched};
 use mover_repository::{Repository, manifests};
 
 use super::execute::{Damage, key_of, lost, objects};
@@ -18,10 +21,17 @@ pub(super) fn report(
     repository: &Arc<Repository>,
     survey: &Survey,
     scope: &[Manifest],
-    damage: Damage,
+    mut damage: Damage,
     mut found: VerifyResult,
     result: &mut RunResult,
 ) -> Result<()> {
+    let now_there = match damage.chunks.is_empty() && damage.objects.is_empty() {
+        true => None,
+        false => Some(Present::look(repository)?),
+    };
+    if let Some(present) = &now_there {
+        forget_what_went(repository, survey, present, &mut damage)?;
+    }
     let places: Vec<DamagedChunk> = damage
         .chunks
         .iter()
@@ -40,8 +50,22 @@ pub(super) fn report(
     found.damaged_chunks = ids.len() as u64;
     found.damaged_objects = objects(&damage);
     let mut hurt: HashSet<(Name, Name)> = HashSet::new();
-    if !ids.is_empty() {
-        hurt = touch(repository, survey, &ids, &mut found)?;
+    if let Some(present) = now_there.filter(|_| !ids.is_empty()) {
+        present.touched(repository, &ids, &mut |vm, point, touched| {
+            let extents = touched.iter().flat_map(|(disk, ranges)| {
+                ranges.iter().map(|&(start, length)| (disk.clone(), start, length))
+            });
+            let note = PointNote::Damaged { time: now(), extents: extents.collect() };
+            notes::put_point(repository, vm, point, &note)?;
+            hurt.insert((vm.clone(), point.clone()));
+            found.touched.extend(touched.into_iter().map(|(disk, extents)| TouchedDisk {
+                vm: vm.to_string(),
+                point: point.to_string(),
+                disk: disk.to_string(),
+                extents,
+            }));
+            Ok(())
+        })?;
     }
     // Of damage that is healed elsewhere nothing is lost, and nobody need act: later backups rely on the whole place.
     if damage.complete && found.damaged_objects.is_empty() {
@@ -85,43 +109,95 @@ fn note_places(repository: &Repository, mut places: Vec<DamagedChunk>) -> Result
     if places.is_empty() { Ok(()) } else { notes::put_damaged(repository, &places) }
 }
 
-/// Finds the damage in all restore points, in scope or not, and notes it of each.
-fn touch(
-    repository: &Arc<Repository>,
-    survey: &Survey,
-    ids: &HashSet<ChunkId>,
-    found: &mut VerifyResult,
-) -> Result<HashSet<(Name, Name)>> {
-    let nodes = Nodes::new(survey.chunks().clone());
-    let mut known = Default::default();
-    let mut hurt = HashSet::new();
-    for vm in manifests::machines(repository)? {
-        for point in manifests::all(repository, &vm)?.points {
-            let mut extents = Vec::new();
-            for disk in &point.disks {
+/// The restore points that are there when everything has been read, and an index that has all they need.
+struct Present {
+    points: Vec<(Name, Name)>,
+    nodes: Nodes,
+}
+
+impl Present {
+    /// Names first, then the index: one that was opened before would miss what points made meanwhile need.
+    fn look(repository: &Arc<Repository>) -> Result<Self> {
+        let mut points = Vec::new();
+        for vm in manifests::machines(repository)? {
+            let listed = manifests::list(repository, &vm)?;
+            let names = listed.iter().filter_map(|listed| listed.key.last().parse::<Name>().ok());
+            points.extend(names.map(|point| (vm.clone(), point)));
+        }
+        let index = Arc::new(Index::open_for_reading(repository)?);
+        Ok(Present { points, nodes: Nodes::new(Arc::new(Chunks::new(repository.clone(), index))) })
+    }
+
+    /// Tells which disks of which restore points, in scope or not, chunks or nodes among `ids` touch.
+    fn touched(&self, repository: &Repository, ids: &HashSet<ChunkId>, tell: Tell<'_>) -> Result<()> {
+        let mut known = Default::default();
+        for (vm, point) in &self.points {
+            let manifest = match manifests::get(repository, vm, point) {
+                Ok(Some(manifest)) => manifest,
+                // Aborted, or pruned meanwhile.
+                Ok(None) => continue,
+                Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
+                // What it needs nobody knows; it was told if it is in scope.
+                Err(_) => continue,
+            };
+            let mut hit = Vec::new();
+            for disk in &manifest.disks {
                 let ranges = match ids.contains(&disk.root) {
                     true => vec![(0, disk.size)],
-                    false => touched(&nodes, &disk.root, disk.size, ids, &mut known)?,
+                    false => touched(&self.nodes, &disk.root, disk.size, ids, &mut known)?,
                 };
-                if ranges.is_empty() {
-                    continue;
+                if !ranges.is_empty() {
+                    hit.push((disk.id.clone(), ranges));
                 }
-                extents.extend(ranges.iter().map(|&(start, length)| (disk.id.clone(), start, length)));
-                found.touched.push(TouchedDisk {
-                    vm: vm.to_string(),
-                    point: point.point.to_string(),
-                    disk: disk.id.to_string(),
-                    extents: ranges,
-                });
             }
-            if !extents.is_empty() {
-                let note = PointNote::Damaged { time: now(), extents };
-                notes::put_point(repository, &vm, &point.point, &note)?;
-                hurt.insert((vm.clone(), point.point));
+            if !hit.is_empty() {
+                tell(vm, point, hit)?;
             }
         }
+        Ok(())
     }
-    Ok(hurt)
+}
+
+/// Is told of a restore point that is touched: machine, point, and the ranges of its disks.
+type Tell<'a> = &'a mut dyn FnMut(&Name, &Name, Vec<(Name, Vec<(u64, u64)>)>) -> Result<()>;
+
+/// Packs that were on a doom list when this verify began may have gone since, and restore points of its scope may have
+/// been pruned. That is no damage, where what was in them is whole in another place or needed by no restore point that is
+/// there.
+fn forget_what_went(
+    repository: &Repository,
+    survey: &Survey,
+    present: &Present,
+    damage: &mut Damage,
+) -> Result<()> {
+    let store = repository.store();
+    let mut went = HashSet::new();
+    for &pack in survey.chunks().index().doomed() {
+        if store.open(&pack_key(pack))?.is_none() {
+            went.insert(pack);
+        }
+    }
+    let may_have_gone = |bad: &Bad| bad.location.is_none_or(|place| went.contains(&place.pack));
+    let (mut gone, rest): (Vec<Bad>, Vec<Bad>) =
+        std::mem::take(&mut damage.chunks).into_iter().partition(|bad| may_have_gone(bad));
+    damage.chunks = rest;
+    gone.retain(|bad| present.nodes.chunks().get(&bad.id, bad.kind).is_err());
+    if !gone.is_empty() {
+        let ids = gone.iter().map(|bad| bad.id).collect();
+        let mut is_needed = false;
+        present.touched(repository, &ids, &mut |_, _, _| {
+            is_needed = true;
+            Ok(())
+        })?;
+        if is_needed {
+            damage.chunks.append(&mut gone);
+            return Ok(());
+        }
+    }
+    for pack in went {
+        damage.objects.remove(&store.label_of(&pack_key(pack)));
+    }
+    Ok(())
 }
 
 /// Now, to the second.

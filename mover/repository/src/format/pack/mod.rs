@@ -76,7 +76,7 @@ pub fn encode_header(keys: &Keys, header: &PackHeader) -> Vec<u8> {
 /// The pack's index and footer, to be written at `index_offset` (a multiple of [`BLOCK`]). Entries may come in any
 /// order, and with any `pack`; that they do not overlap is checked by whoever reads them.
 pub fn encode_tail(keys: &Keys, header: &PackHeader, entries: &[Entry], index_offset: u64) -> Vec<u8> {
-    debug_assert!(index_offset % BLOCK == 0 && entries.len() <= PACK_ENTRIES_MAX);
+    debug_assert!(index_offset.is_multiple_of(BLOCK) && entries.len() <= PACK_ENTRIES_MAX);
     let mut order: Vec<&Entry> = entries.iter().collect();
     order.sort_by_key(|entry| entry.offset);
     let mut bytes = Vec::with_capacity(index_bytes(entries.len()) as usize + block::BYTES);
@@ -129,7 +129,7 @@ fn open_header(
     label: &str,
 ) -> Result<(PackHeader, Opened)> {
     let block = header_block(repository, name, label);
-    if object.size() < 2 * BLOCK || object.size() % BLOCK != 0 {
+    if object.size() < 2 * BLOCK || !object.size().is_multiple_of(BLOCK) {
         return Err(block.corrupt(&format!("cannot be that of an object of {} bytes", object.size())));
     }
     let mut bytes = [0; block::BYTES];

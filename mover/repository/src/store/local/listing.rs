@@ -1,8 +1,10 @@
 //! What lies in a folder, as keys. Others put and delete meanwhile: what goes while we look was never there.
 
-use std::fs::DirEntry;
+use std::fs::{DirEntry, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use mover_model::{Operation, Result};
 
@@ -69,7 +71,7 @@ fn walk(place: &Place, folder: &Path, prefix: &str, show: &mut dyn FnMut(Listed)
                 return Ok(false);
             }
         } else if meta.is_file() {
-            let modified = meta.modified().map_err(|error| failed(&error))?;
+            let modified = put_at(&meta).map_err(|error| failed(&error))?;
             let Some(key) = Key::parse(&format!("{prefix}{name}")) else { continue };
             if !show(Listed { key, size: meta.len(), modified }) {
                 return Ok(false);
@@ -77,6 +79,17 @@ fn walk(place: &Place, folder: &Path, prefix: &str, show: &mut dyn FnMut(Listed)
         }
     }
     Ok(true)
+}
+
+/// When an object was put: never before its name could be seen. The time of the last write is that of the temporary
+/// file, and its writer may have been held up before the link; the link itself sets the time of change.
+fn put_at(meta: &Metadata) -> io::Result<SystemTime> {
+    let written = meta.modified()?;
+    let nanoseconds = u32::try_from(meta.ctime_nsec()).unwrap_or_default();
+    let changed = u64::try_from(meta.ctime()).ok();
+    let changed =
+        changed.and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds)));
+    Ok(changed.map_or(written, |changed| changed.max(written)))
 }
 
 /// An entry's name where it can be part of a key.
