@@ -230,7 +230,7 @@ fn a_spec_says_what_the_command_line_would() {
         outcome.assert_code(2);
         assert_eq!(outcome.result()["error"]["kind"], "usage");
     }
-    fails(Run::mover(["backup", "--json", "web", "--spec"]).argument(&file), 2, "usage", "spec");
+    fails(Run::mover(["backup", "--json", "web", "--spec"]).argument(&file), 2, "usage", "web");
 }
 
 #[test]

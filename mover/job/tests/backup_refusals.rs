@@ -110,7 +110,7 @@ fn another_machine_of_the_same_name_is_refused() {
     options.vm_uuid = None;
     assert_eq!(rig.backup(&options).vm_uuid.as_deref(), Some("11111111-1111-1111-1111-111111111111"));
     options.vm_uuid = Some("22222222-2222-2222-2222-222222222222".into());
-    refused(&rig, &options, ErrorKind::Refused);
+    refused(&rig, &options, ErrorKind::WrongIdentity);
 }
 
 #[test]

@@ -15,7 +15,10 @@ use mover_model::event::{Event, RunResult};
 use mover_repository::Repository;
 use mover_repository::format::pack::pack_key;
 use mover_repository::index::Index;
+use mover_repository::index::doom::{self, DoomList};
 use mover_repository::keys::ChunkKind;
+use mover_repository::manifests::manifest_key;
+use mover_repository::names::ObjectName;
 use mover_repository::notes::{self, PointNote};
 use mover_repository::store::Key;
 use tempfile::TempDir;
@@ -164,4 +167,52 @@ fn every_kind_of_object_is_named_when_it_is_damaged_or_missing() {
             assert!(found.damaged_chunks >= 40 && !found.touched.is_empty(), "{found:?}");
         }
     }
+}
+
+#[test]
+fn a_doomed_pack_that_goes_meanwhile_is_damage_only_where_a_restore_point_needs_it() {
+    for pruned in [true, false] {
+        let home = home();
+        let manifest = back_up(&home.repository, "a", &content(1, 40), None).unwrap();
+        back_up(&home.repository, "b", &content(5001, 40), None).unwrap();
+        let id = home.repository.keys().chunk_id(ChunkKind::Data, &chunk(1));
+        let pack = Index::open(&home.repository).unwrap().find(&id).unwrap().unwrap().pack;
+        let list = DoomList::new(ObjectName::random().unwrap(), std::time::SystemTime::UNIX_EPOCH, &[pack]);
+        doom::put(&home.repository, &list).unwrap();
+        let emit = |event: Event| {
+            // A gc that does not wait for this verify, as it began after the list.
+            if matches!(event, Event::Phase { phase } if phase == "packs") {
+                let store = home.repository.store();
+                if pruned {
+                    store.delete(&manifest_key(&manifest.vm, &manifest.point)).unwrap();
+                }
+                store.delete(&pack_key(pack)).unwrap();
+            }
+        };
+        let result = run(&home.options(), &Control::new(), &emit);
+        let found = result.verify.unwrap();
+        let told = (result.exit_code, found.damaged_chunks, found.damaged_objects.len(), found.touched.len());
+        assert_eq!(told, if pruned { (0, 0, 0, 0) } else { (6, 40, 1, 1) }, "{found:?}");
+        assert_eq!(notes::damaged(&home.repository).unwrap().len(), if pruned { 0 } else { 40 });
+    }
+}
+
+#[test]
+fn verify_of_a_lost_segment_reads_all_and_says_that_packs_are_in_none() {
+    let home = home();
+    back_up(&home.repository, "a", &content(1, 40), None).unwrap();
+    let all = home.verify();
+    assert_eq!(all.exit_code, 0);
+    // What is stored is less than what was read where chunks compress.
+    let packs: u64 = home.repository.store().list("packs/").unwrap().iter().map(|pack| pack.size).sum();
+    let (stored, plain) = (all.verify.as_ref().unwrap().stored_bytes, 40 * CHUNK as u64);
+    assert!(stored < packs && stored < plain && stored > plain / 2, "{stored} of {packs}, {plain}");
+    for listed in home.repository.store().list("index/").unwrap() {
+        home.repository.store().delete(&listed.key).unwrap();
+    }
+    let lost = home.verify();
+    assert_eq!(lost.exit_code, 0, "{:?}", lost.error);
+    assert_eq!(lost.verify.unwrap().chunks, 40);
+    let said = lost.degraded.iter().find(|degraded| degraded.about == "index").expect("it says so");
+    assert!(said.reason.contains("packs are in none"), "{said:?}");
 }

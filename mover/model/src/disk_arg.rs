@@ -242,7 +242,7 @@ fn id_and_rest<'a>(text: &'a OsStr, form: &str) -> Result<(Name, &'a OsStr)> {
         Error::usage(format!("`{}` has no `=`", shown(text)))
             .hint(format!("write {form}, such as vda=disk.raw"))
     })?;
-    Ok((shown(id).parse()?, rest))
+    Ok((id.to_string_lossy().parse()?, rest))
 }
 
 /// What stands before and behind the first `=`.
@@ -276,8 +276,16 @@ fn no_option(option: &OsStr, text: &OsStr, known: &str) -> Error {
         .hint(format!("{known}; a comma in a path is written `,,`"))
 }
 
+/// As it was written, but for control characters: nothing of an argument steers a terminal.
 fn shown(text: &OsStr) -> String {
-    text.to_string_lossy().into_owned()
+    let mut shown = String::with_capacity(text.len());
+    for char in text.to_string_lossy().chars() {
+        match char.is_control() {
+            true => shown.extend(char.escape_debug()),
+            false => shown.push(char),
+        }
+    }
+    shown
 }
 
 fn is_date(text: &str) -> bool {

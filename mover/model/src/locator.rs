@@ -58,12 +58,13 @@ impl Locator {
             if size.is_empty() {
                 return Ok(Locator::Null { size: None });
             }
-            let size = parse_size(size).map_err(|e| Error::usage(format!("null:{size}: {e}")))?;
+            let size = parse_size(size).map_err(|e| Error::usage(format!("null:{}: {e}", size.escape_debug())))?;
             return Ok(Locator::Null { size: Some(size) });
         }
         for scheme in RESERVED {
             if bytes.len() >= scheme.len() && bytes[..scheme.len()].eq_ignore_ascii_case(scheme.as_bytes()) {
-                let shown = text.to_string_lossy();
+                let text = text.to_string_lossy();
+                let shown = text.escape_debug();
                 return Err(Error::new(
                     ErrorKind::Usage,
                     format!("this version has no `{scheme}` endpoints; a file of that name is ./{shown}"),

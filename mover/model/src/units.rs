@@ -4,13 +4,13 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// Not a number followed by a known unit.
-    #[error("`{0}` is not a size: write a number and a unit, such as 4K, 1M or 2GiB")]
+    #[error("`{}` is not a size: write a number and a unit, such as 4K, 1M or 2GiB", .0.escape_debug())]
     NotASize(String),
     /// The value does not fit 63 bits, the largest offset the kernel knows.
-    #[error("`{0}` is too large: the largest size is 8 EiB - 1")]
+    #[error("`{}` is too large: the largest size is 8 EiB - 1", .0.escape_debug())]
     TooLarge(String),
     /// Not a number followed by ms, s, m or h.
-    #[error("`{0}` is not a duration: write a number and a unit, such as 250ms, 10s or 5m")]
+    #[error("`{}` is not a duration: write a number and a unit, such as 250ms, 10s or 5m", .0.escape_debug())]
     NotADuration(String),
 }
 

@@ -298,7 +298,8 @@ fn an_object_is_not_older_than_a_listing_that_does_not_have_it() {
     let slow = LocalStore::with_steps(folder.path(), Arc::new(Slow));
     let quick = LocalStore::new(folder.path());
     std::thread::scope(|scope| {
-        let putting = scope.spawn(move || slow.put(&key("manifests/a/x"), b"written long before its link").unwrap());
+        let putting =
+            scope.spawn(move || slow.put(&key("manifests/a/x"), b"written long before its link").unwrap());
         std::thread::sleep(std::time::Duration::from_millis(150));
         // A gc's session, and then its mark.
         quick.put(&key("sessions/gc/0"), b"gc").unwrap();

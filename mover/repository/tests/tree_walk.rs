@@ -10,8 +10,11 @@ use disks::{Content, Fill, Home, disk, hole, options};
 use mover_engine::pattern::SplitMix;
 use mover_model::{ChunkId, ErrorKind, Extent, ExtentKind, ExtentList};
 use mover_repository::format::node::{FANOUT, Root};
+use mover_repository::index::Index;
 use mover_repository::keys::ChunkKind;
-use mover_repository::tree::{DataExtents, Leaves, Nodes, diff};
+use mover_repository::read::Chunks;
+use mover_repository::tree::{Base, DataExtents, IdFile, Leaves, Nodes, build, diff};
+use mover_repository::write::Writer;
 use mover_repository::{Compression, Secret};
 use proptest::prelude::*;
 
@@ -57,6 +60,13 @@ fn expected_diff(old: (u64, &Content), new: (u64, &Content)) -> Vec<Extent> {
 /// Sizes of one level and of two, whole chunks and not.
 fn sizes() -> impl Strategy<Value = u64> {
     let chunks = prop_oneof![1u64..40, 200u64..320, 60_000u64..70_000];
+    (chunks, prop_oneof![Just(0u64), 1u64..SIZE]).prop_map(|(chunks, odd)| chunks * SIZE - odd)
+}
+
+/// Likewise, and of three levels.
+fn base_sizes() -> impl Strategy<Value = u64> {
+    let edges = (1u64..400).prop_map(|leaf| leaf * FANOUT as u64);
+    let chunks = prop_oneof![1u64..40, 200u64..1100, edges, 60_000u64..70_000, 140_000u64..141_000];
     (chunks, prop_oneof![Just(0u64), 1u64..SIZE]).prop_map(|(chunks, odd)| chunks * SIZE - odd)
 }
 
@@ -128,6 +138,50 @@ proptest! {
         let found: Vec<_> = diff(&nodes, &old_root, &new_root).unwrap().iter().collect();
         prop_assert_eq!(&found, &expected_diff((old_size, &before), (new_size, &after)));
         prop_assert!(diff(&nodes, &new_root, &new_root).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_tree_made_from_another_is_what_one_made_from_nothing_is(
+        (size, old, new, changed) in base_sizes().prop_flat_map(|size| {
+            let last = size.div_ceil(SIZE);
+            let runs = proptest::collection::vec((0..last, 1u64..700), 0..8);
+            (Just(size), chunk_sets(size), chunk_sets(size), runs)
+        }),
+    ) {
+        let home = Home::local(&options(CHUNK, Compression::None), &Secret::None);
+        let last = size.div_ceil(SIZE);
+        let is_changed = |number: u64| changed.iter().any(|&(start, length)| (start..start + length).contains(&number));
+        // The naive way: the old disk's chunks where nothing changed, the new one's where something did.
+        let mixed: BTreeMap<u64, u64> = old
+            .iter()
+            .filter(|(number, _)| !is_changed(**number))
+            .chain(new.iter().filter(|(number, _)| is_changed(**number)))
+            .map(|(&number, &value)| (number, value))
+            .collect();
+        let (before, after) = (numbered(size, &old), numbered(size, &mixed));
+        let bytes = |content: &Content| content.values().map(|bytes| bytes.len() as u64).sum::<u64>();
+        let (base, _) = home.store(size, &before);
+        let mut list = ExtentList::new();
+        for number in (0..last).filter(|&number| is_changed(number)) {
+            list.push(Extent::data(number * SIZE, (size - number * SIZE).min(SIZE)));
+        }
+        let ids = IdFile::new().unwrap();
+        let index = Arc::new(Index::open(&home.repository).unwrap());
+        let writer = Writer::new(home.repository.clone(), index.clone()).unwrap();
+        for (number, content) in after.iter().filter(|(number, _)| is_changed(**number)) {
+            ids.set(*number, &[writer.put_data(0, content).unwrap()]).unwrap();
+        }
+        let nodes_of = Nodes::new(Arc::new(Chunks::new(home.repository.clone(), index)));
+        let from = Base { root: &base, changed: &list, data_bytes: bytes(&before) };
+        let (made, root, data_bytes) = build(&nodes_of, &mut &*writer, Some(from), &ids, size, CHUNK).unwrap();
+        writer.finish().unwrap();
+        let (expected, expected_root) = home.store(size, &after);
+        prop_assert_eq!(made, expected);
+        prop_assert_eq!(root, expected_root);
+        prop_assert_eq!(data_bytes, bytes(&after));
+        let nodes = nodes(&home);
+        let found: Vec<_> = DataExtents::new(&nodes, root).map(Result::unwrap).collect();
+        prop_assert_eq!(found, expected_extents(size, after.keys().copied()));
     }
 }
 

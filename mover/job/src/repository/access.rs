@@ -63,7 +63,7 @@ pub fn begin_reading(
     let degradation = Degradation {
         about: "session".into(),
         wanted: "a session, so that gc leaves what is read".into(),
-        used: "none: run no gc meanwhile".into(),
+        used: "none (run no gc meanwhile), and nothing is put on record".into(),
         reason: error.to_string(),
         path: Some(repository.store().label()),
     };

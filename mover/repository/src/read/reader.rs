@@ -158,7 +158,7 @@ impl Reader {
             found.clear();
             match disk.errors {
                 ReadErrors::Fail => self.fail(index, first, error, io),
-                ReadErrors::Collect(_) => {
+                ReadErrors::Collect(_) | ReadErrors::CollectUpTo(..) => {
                     // One by one: the others may be there.
                     for number in first..first + count {
                         if let Err(error) = disk.map.chunks(number, 1, &mut found) {
@@ -554,13 +554,18 @@ impl Reader {
             }
             None => error,
         };
-        match &disk.errors {
-            ReadErrors::Fail => self.fail(index, number, error, io),
-            ReadErrors::Collect(list) => {
-                io.bytes(&part_of(&operation, &disk, number)).fill(0);
-                list.lock().unwrap_or_else(|p| p.into_inner()).push(BadChunk { number, id, location, error });
-            }
+        let (list, most) = match &disk.errors {
+            ReadErrors::Fail => return self.fail(index, number, error, io),
+            ReadErrors::Collect(list) => (list, usize::MAX),
+            ReadErrors::CollectUpTo(list, most) => (list, *most),
+        };
+        let mut list = list.lock().unwrap_or_else(|p| p.into_inner());
+        if list.len() >= most {
+            drop(list);
+            return self.fail(index, number, error, io);
         }
+        io.bytes(&part_of(&operation, &disk, number)).fill(0);
+        list.push(BadChunk { number, id, location, error });
     }
 
     /// Fails a request's task; the error names the disk, and where on it.

@@ -100,6 +100,8 @@ pub enum ReadErrors {
     Fail,
     /// It is put on the list and reads as zeros: for verify.
     Collect(Arc<Mutex<Vec<BadChunk>>>),
+    /// The same up to so many; one more fails the task. For restores, whose memory must not grow with the damage.
+    CollectUpTo(Arc<Mutex<Vec<BadChunk>>>, usize),
 }
 
 /// A disk of the repository.

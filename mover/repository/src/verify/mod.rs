@@ -5,6 +5,7 @@ mod touched;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mover_engine::Control;
 use mover_engine::pattern::SplitMix;
@@ -52,6 +53,8 @@ pub struct Survey {
     aside: Vec<Location>,
     /// Whole data chunks on the virtual disk.
     whole: u64,
+    /// Bytes of records that were looked up to be read.
+    stored_bytes: AtomicU64,
 }
 
 /// How many of the chunks are read, and which: drawn by a seed.
@@ -88,7 +91,13 @@ impl Survey {
             numbers: HashMap::new(),
             aside: Vec::new(),
             whole: 0,
+            stored_bytes: AtomicU64::new(0),
         })
+    }
+
+    /// Bytes of the records of the virtual disk that were read so far.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
     }
 
     /// A reader of what is in the index.
@@ -142,7 +151,7 @@ impl Survey {
                 .marks
                 .packs
                 .find(name)
-                .map_or(0, |pack| pack.living.load(std::sync::atomic::Ordering::Relaxed));
+                .map_or(0, |pack| pack.living.load(Ordering::Relaxed));
             let mut living = 0;
             let mut whole = 0;
             for entry in &index.entries {
@@ -329,6 +338,7 @@ impl ChunkMap for Survey {
             let &pack = self.packs.get(pack as usize).ok_or_else(none)?;
             let index = self.chunks.pack_index(pack)?;
             let entry = *index.entries.get(at as usize).ok_or_else(none)?;
+            self.stored_bytes.fetch_add(u64::from(entry.stored), Ordering::Relaxed);
             chunks.push(Some((entry.id, Location { pack, entry })));
         }
         Ok(())

@@ -56,6 +56,14 @@ pub(super) fn find(
         Some(point) => point.clone(),
         None => named(options, points, since)?.clone(),
     };
+    // What was changed between the two is in no list of this run's. One that is damaged is no base for anyone.
+    let newer = points.points.iter().rev().take_while(|point| point.point != manifest.point);
+    if let Some(newer) = newer.filter(|point| !point.damaged).max_by_key(|point| point.sequence) {
+        let (vm, newer) = (&options.vm, &newer.point);
+        let message = format!("--since {since} is {vm}@{}, and {vm}@{newer} is newer", manifest.point);
+        return Err(Error::new(ErrorKind::Refused, message)
+            .hint("give the changes since that one; without --extents everything is read"));
+    }
     let mut unusable = manifest
         .damaged
         .then(|| format!("parts of restore point {} could not be read when it was made", manifest.point));

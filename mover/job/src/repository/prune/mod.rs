@@ -71,6 +71,7 @@ fn execute(options: &PruneOptions, control: &Control, emit: Emit<'_>, plan: &mut
         emit(Event::PrunePlan(plan.clone()));
         return Ok(());
     }
+    repository.check_writable()?;
     let session = Session::begin(&repository, Purpose::Prune)?;
     let done = alone(&repository, &session).and_then(|()| {
         plan.points = make_plan(options, &repository, Some(&session), emit)?;
@@ -103,12 +104,12 @@ fn check(options: &PruneOptions) -> Result<()> {
     Ok(())
 }
 
-/// Two at once, with different findings on what is damaged, could each delete what the other one keeps.
+/// Two at once, with different findings on what is damaged, could each delete what the other one keeps. Of two that began
+/// at the same time, as the store's clock tells, both leave: one of them may have looked before the other was there.
 fn alone(repository: &Repository, session: &Session) -> Result<()> {
-    let own = (session.began(), session.record().id.as_str());
     let others = session::others(repository, Some(session))?;
     let earlier = others.iter().find(|other| {
-        other.alive && other.record.purpose == Purpose::Prune && (other.began, other.record.id.as_str()) < own
+        other.alive && other.record.purpose == Purpose::Prune && other.began <= session.began()
     });
     let Some(other) = earlier else { return Ok(()) };
     let message = format!("another prune is running on {} (process {})", other.record.host, other.record.pid);

@@ -33,6 +33,9 @@ impl Verdict {
     }
 }
 
+/// Names the day, week, month or year of a date.
+type NameOf = fn(Date) -> String;
+
 /// Judges the restore points of a machine, in their order, the oldest first.
 ///
 /// Damaged ones are passed over: they neither stay nor take the place of one that is whole, as long as there is one.
@@ -47,7 +50,7 @@ pub(super) fn judge(options: &PruneOptions, points: &[Candidate]) -> Vec<Verdict
         }
     }
     let dates: Vec<Option<Date>> = points.iter().map(|point| date_of(&point.started)).collect();
-    let periods: [(&str, Option<u32>, fn(Date) -> String); 4] = [
+    let periods: [(&str, Option<u32>, NameOf); 4] = [
         ("daily", options.keep_daily, |date| date.to_string()),
         ("weekly", options.keep_weekly, |date| {
             let week = date.iso_week_date();

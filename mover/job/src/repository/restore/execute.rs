@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mover_engine::{Control, Rate, Report, Settings};
+use mover_engine::{Control, Rate, Report, Settings, Source};
 use mover_model::event::{
     CommonResult, DiskResult, DiskStatus, Event, Moved, PairResult, PointResult, RunResult, Status,
 };
@@ -17,7 +17,7 @@ use mover_repository::{Repository, manifests};
 
 use super::marker::{self, Marker};
 use super::open::{Asked, MadeFolder, Origin};
-use super::{RestoreOptions, documents, moving, open, same, settle};
+use super::{RestoreOptions, documents, lost, moving, open, same, settle};
 use crate::Emit;
 use crate::progress::Ticker;
 use crate::repository::access;
@@ -185,6 +185,9 @@ fn bring(run: &Run<'_>, asked: &[Asked<'_>], ticker: &Ticker<'_>) -> Report {
         match finish(asked, open, stopped) {
             Ok(()) => open.flushed.store(open.target.file.is_some(), Ordering::Release),
             Err(error) => asked.fail(error),
+        }
+        if !stopped {
+            lost::settle(run, asked, open, &open.source.label());
         }
         if asked.failed() {
             continue;

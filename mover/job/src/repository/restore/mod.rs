@@ -6,6 +6,7 @@
 mod common_disks;
 mod documents;
 mod execute;
+mod lost;
 mod marker;
 mod moving;
 mod open;

@@ -12,13 +12,16 @@ use mover_model::event::{Event, Moved};
 use mover_model::manifest::{Disk, Manifest};
 use mover_model::{Error, ErrorKind, ExtentList, Locator, Operation, Result};
 use mover_repository::format::node::Root;
-use mover_repository::read::{Chunks, ReadErrors, TreeMap, TreeSource};
+use mover_repository::read::{BadChunk, Chunks, ReadErrors, TreeMap, TreeSource};
 use mover_repository::tree::Nodes;
 
 use super::RestoreOptions;
 use super::marker::{self, Marker};
 use crate::Emit;
 use crate::repository::diff::{disk_ids, find_disk};
+
+/// The most bad chunks of a disk that are passed over; one more ends its restore. They take memory.
+const BAD_CHUNKS_MAX: usize = 65_536;
 
 /// A disk that was asked for.
 pub(super) struct Asked<'a> {
@@ -38,6 +41,8 @@ pub(super) struct Asked<'a> {
 pub(super) struct OpenDisk {
     pub root: Root,
     pub source: TreeSource,
+    /// The chunks that could not be read, and are zeros on the target.
+    pub bad: Arc<Mutex<Vec<BadChunk>>>,
     pub target: OpenTarget,
     /// Where the mark of an unfinished restore lies; `None` where none can be gone on with.
     pub marker: Option<PathBuf>,
@@ -301,9 +306,17 @@ fn open_disk(
         (options.delta || resume) && !target.created && !target.sink.reads_zero() && target.file.is_some();
     let map = Arc::new(TreeMap::new(origin.nodes.clone(), root));
     let label = format!("{vm}@{point} {}", disk.id);
-    let source = TreeSource::new(map, origin.chunks.clone(), ReadErrors::Fail, label);
+    // Others are restored beside a chunk that is lost. A pipe must not get zeros for it unasked, and what --delta finds
+    // in its place may be better than zeros.
+    let bad = Arc::default();
+    let errors = match target.sink.order() {
+        Order::Any if !options.delta => ReadErrors::CollectUpTo(Arc::clone(&bad), BAD_CHUNKS_MAX),
+        _ => ReadErrors::Fail,
+    };
+    let source = TreeSource::new(map, origin.chunks.clone(), errors, label);
     Ok(OpenDisk {
         root,
+        bad,
 
         source: if brings_scratch { source } else { source.sharing() },
         marker: path.filter(|_| target.medium != Medium::Stream && target.file.is_some()),

@@ -214,7 +214,7 @@ impl Data<'_> {
         result.moved.verified_bytes = result.moved.read_bytes;
         (result.read_latency, result.write_latency) = (report.read_latency, report.write_latency);
         found.chunks = result.moved.written_bytes / u64::from(self.survey.chunk_size());
-        found.stored_bytes = result.moved.read_bytes;
+        found.stored_bytes = self.survey.stored_bytes();
         if let Some(error) = report.outcomes.into_iter().find_map(|outcome| outcome.error) {
             return Err(error);
         }

@@ -56,7 +56,7 @@ pub(super) fn report(
                 ranges.iter().map(|&(start, length)| (disk.clone(), start, length))
             });
             let note = PointNote::Damaged { time: now(), extents: extents.collect() };
-            notes::put_point(repository, vm, point, &note)?;
+            unless_forbidden(notes::put_point(repository, vm, point, &note))?;
             hurt.insert((vm.clone(), point.clone()));
             found.touched.extend(touched.into_iter().map(|(disk, extents)| TouchedDisk {
                 vm: vm.to_string(),
@@ -70,7 +70,8 @@ pub(super) fn report(
     // Of damage that is healed elsewhere nothing is lost, and nobody need act: later backups rely on the whole place.
     if damage.complete && found.damaged_objects.is_empty() {
         for point in scope.iter().filter(|point| !hurt.contains(&(point.vm.clone(), point.point.clone()))) {
-            notes::put_point(repository, &point.vm, &point.point, &PointNote::Verified { time: now() })?;
+            let note = PointNote::Verified { time: now() };
+            unless_forbidden(notes::put_point(repository, &point.vm, &point.point, &note))?;
         }
     }
     if !ids.is_empty() || !found.damaged_objects.is_empty() {
@@ -106,12 +107,20 @@ fn note_places(repository: &Repository, mut places: Vec<DamagedChunk>) -> Result
         let place = (bad.id, bad.pack.clone());
         !known.contains(&place) && seen.insert(place)
     });
-    if places.is_empty() { Ok(()) } else { notes::put_damaged(repository, &places) }
+    if places.is_empty() { Ok(()) } else { unless_forbidden(notes::put_damaged(repository, &places)) }
+}
+
+/// Where nothing may be put, verify still says what it found. That it has no session either was told as a downgrade.
+fn unless_forbidden(put: Result<()>) -> Result<()> {
+    match put {
+        Err(error) if matches!(error.errno(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) => Ok(()),
+        put => put,
+    }
 }
 
 /// The restore points that are there when everything has been read, and an index that has all they need.
 struct Present {
-    points: Vec<(Name, Name)>,
+    points: Vec<(Name, HashSet<Name>)>,
     nodes: Nodes,
 }
 
@@ -122,7 +131,7 @@ impl Present {
         for vm in manifests::machines(repository)? {
             let listed = manifests::list(repository, &vm)?;
             let names = listed.iter().filter_map(|listed| listed.key.last().parse::<Name>().ok());
-            points.extend(names.map(|point| (vm.clone(), point)));
+            points.push((vm, names.collect()));
         }
         let index = Arc::new(Index::open_for_reading(repository)?);
         Ok(Present { points, nodes: Nodes::new(Arc::new(Chunks::new(repository.clone(), index))) })
@@ -131,27 +140,23 @@ impl Present {
     /// Tells which disks of which restore points, in scope or not, chunks or nodes among `ids` touch.
     fn touched(&self, repository: &Repository, ids: &HashSet<ChunkId>, tell: Tell<'_>) -> Result<()> {
         let mut known = Default::default();
-        for (vm, point) in &self.points {
-            let manifest = match manifests::get(repository, vm, point) {
-                Ok(Some(manifest)) => manifest,
-                // Aborted, or pruned meanwhile.
-                Ok(None) => continue,
-                Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
-                // What it needs nobody knows; it was told if it is in scope.
-                Err(_) => continue,
-            };
-            let mut hit = Vec::new();
-            for disk in &manifest.disks {
-                let ranges = match ids.contains(&disk.root) {
-                    true => vec![(0, disk.size)],
-                    false => touched(&self.nodes, &disk.root, disk.size, ids, &mut known)?,
-                };
-                if !ranges.is_empty() {
-                    hit.push((disk.id.clone(), ranges));
+        // What cannot be read was told if it is in scope: what it needs nobody knows.
+        for (vm, names) in &self.points {
+            let manifests = manifests::all(repository, vm)?.points;
+            for manifest in manifests.iter().filter(|manifest| names.contains(&manifest.point)) {
+                let mut hit = Vec::new();
+                for disk in &manifest.disks {
+                    let ranges = match ids.contains(&disk.root) {
+                        true => vec![(0, disk.size)],
+                        false => touched(&self.nodes, &disk.root, disk.size, ids, &mut known)?,
+                    };
+                    if !ranges.is_empty() {
+                        hit.push((disk.id.clone(), ranges));
+                    }
                 }
-            }
-            if !hit.is_empty() {
-                tell(vm, point, hit)?;
+                if !hit.is_empty() {
+                    tell(vm, &manifest.point, hit)?;
+                }
             }
         }
         Ok(())

@@ -73,8 +73,12 @@ impl Block<'_> {
         if bytes[..8] != self.magic[..] {
             return Err(self.corrupt("does not begin as one"));
         }
+        // Before what it covers is believed: a bit that flipped in the version is damage, and no newer format.
+        let mac_found: [u8; 32] = array(bytes, MAC_AT);
         let version = u32::from_le_bytes(array(bytes, 8));
-        if version > VERSION {
+        // Compared in constant time.
+        let authentic = mac(keys, bytes) == mac_found;
+        if authentic && version > VERSION {
             let what = format!("{} has version {version}, this program knows {VERSION}", self.what);
             return Err(newer(self.label, &what));
         }
@@ -91,9 +95,7 @@ impl Block<'_> {
         if name != self.name {
             return Err(self.corrupt(&format!("is that of {name}, under another name")));
         }
-        let mac_found: [u8; 32] = array(bytes, MAC_AT);
-        // Compared in constant time.
-        if mac(keys, bytes) != mac_found || version == 0 {
+        if !authentic || version == 0 {
             return Err(self.corrupt("is not what was written"));
         }
         let features = Features::decode(&array(bytes, 16));

@@ -1,0 +1,11 @@
+//! Records: decompression and decryption.
+#![no_main]
+
+#[path = "../../../mover/repository/tests/format_support/mod.rs"]
+mod format_support;
+#[path = "../../../mover/repository/tests/parsers/mod.rs"]
+mod parsers;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    parsers::codec(input);
+});
