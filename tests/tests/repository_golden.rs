@@ -18,8 +18,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 const SMALL_CHUNK: u64 = 16 * KIB;
 const PASSPHRASE: &str = "golden correct horse";
-/// Most bytes of each.
-const BYTES_MAX: u64 = 100 * KIB;
+/// Most bytes of each. Nine tenths are the zeros that fill blocks of 4 KiB, of which git stores next to nothing.
+const BYTES_MAX: u64 = 200 * KIB;
 
 /// What lies beside a repository: the XXH3-128 digest of each disk, by `VM@POINT DISK`, in the order of the points.
 type Digests = BTreeMap<String, String>;
@@ -145,11 +145,11 @@ fn check(name: &str, encrypted: bool, compression: &str) {
     );
     assert_eq!(disk_of(&shown["disks"], "vda")["method"], "changed");
     assert!(disk_of(&shown["disks"], "base")["common"].is_object(), "{shown}");
-    let config = home.document("show", &[]);
-    assert!(config.is_object(), "{config}");
     home.assert_whole();
     restores_all(&home, &digests, &scratch);
     if encrypted {
+        // To list slots takes no secret.
+        home.secret.clear();
         let slots = home.document("key list", &[]);
         assert_eq!(slots["slots"].as_array().map(Vec::len), Some(2), "{slots}");
         home.secret = second;

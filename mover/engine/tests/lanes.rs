@@ -9,9 +9,8 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use mover_engine::lane::{Fault, LaneOperation, OperationKind, SinkOperation};
 use mover_engine::ring::{FileId, Submission, Token, Verb};
@@ -656,78 +655,6 @@ fn a_place_without_a_file_answers_with_an_error() {
             let moves = move_between(&settings, PLAIN, &rig.control, None, &source, &rig.sink, extents);
             let error = moves.error().expect("the task fails");
             assert_eq!((error.errno(), error.at_offset()), (Some(libc::EBADF), Some(64 * K)));
-        });
-    }
-}
-
-// ---- what is waited for outside the ring ------------------------------------------------------------------
-
-/// A sink that ends its writes at once, and at the end waits for a flag.
-struct Patient {
-    over: Arc<AtomicBool>,
-}
-
-struct PatientLane {
-    over: Arc<AtomicBool>,
-}
-
-impl Sink for Patient {
-    fn label(&self) -> String {
-        "patient".to_owned()
-    }
-    fn capacity(&self) -> Option<u64> {
-        None
-    }
-    fn access(&self) -> Access {
-        Access::Buffered
-    }
-    fn alignment(&self, _: Access) -> Alignment {
-        Alignment::NONE
-    }
-    fn reads_zero(&self) -> bool {
-        true
-    }
-    fn lane(&self, _: Access, _: &mut LaneSetup<'_>) -> Result<Box<dyn Lane>> {
-        Ok(Box::new(PatientLane { over: self.over.clone() }))
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-    fn finish(&self, _: u64) -> Result<()> {
-        Ok(())
-    }
-}
-
-impl Lane for PatientLane {
-    fn begin(&mut self, operation: LaneOperation, io: &mut Io<'_>) {
-        io.finish(&operation, Ok(operation.length));
-    }
-    fn advance(&mut self, _: u32, _: i32, _: &mut Io<'_>) {}
-    fn is_idle(&self) -> bool {
-        self.over.load(Ordering::Acquire)
-    }
-}
-
-#[test]
-fn a_lane_that_waits_for_something_else_is_waited_for_until_the_run_is_stopped() {
-    const WAIT: Duration = Duration::from_millis(50);
-    for (backend, stopped) in backends().into_iter().flat_map(|b| [(b, true), (b, false)]) {
-        must_end(move || {
-            let rig = Rig::new(16 * K);
-            let (over, control) = (Arc::new(AtomicBool::new(false)), rig.control.clone());
-            let sink = Patient { over: over.clone() };
-            let begin = Instant::now();
-            let thread = std::thread::spawn(move || {
-                std::thread::sleep(WAIT);
-                if stopped { control.stop() } else { over.store(true, Ordering::Release) }
-            });
-            let extents = Box::new(std::iter::once(Ok(data(0, M))));
-            let settings = settings(backend);
-            let moves = move_between(&settings, PLAIN, &rig.control, None, &rig.source, &sink, extents);
-            assert!(begin.elapsed() >= WAIT);
-            assert!(moves.error().is_none());
-            assert_eq!(moves.report.cut_short, stopped);
-            thread.join().unwrap();
         });
     }
 }

@@ -76,26 +76,41 @@ pub fn put_damaged(repository: &Repository, chunks: &[DamagedChunk]) -> Result<(
     Ok(())
 }
 
-/// All damaged chunks on record, each pair of chunk and pack once, in the order of their ids.
+/// All damaged chunks on record, each pair of chunk and pack once, in the order of their ids. A note that is damaged itself
+/// is left out, see [`damaged_notes`]: verify finds anew what it said, and it must not stand in the way of all backups.
 ///
 /// # Errors
-/// The store's, `Corruption`.
+/// The store's.
 pub fn damaged(repository: &Repository) -> Result<Vec<DamagedChunk>> {
     let mut seen = BTreeSet::new();
-    let notes = read_all::<DamagedNote>(repository, "notes/damaged/")?;
+    let (notes, _) = read_damaged(repository)?;
     let mut chunks: Vec<_> = notes.into_iter().flat_map(|(_, note)| note.chunks).collect();
     chunks.retain(|chunk| seen.insert((chunk.id, chunk.pack.clone())));
     chunks.sort_by(|a, b| (&a.id, &a.pack).cmp(&(&b.id, &b.pack)));
     Ok(chunks)
 }
 
-/// Forgets notes of damaged chunks all of whose packs are gone; returns how many notes were deleted.
+/// Notes of damaged chunks that are damaged themselves, and what is wrong with each.
 ///
 /// # Errors
-/// The store's, `Corruption`.
+/// The store's.
+pub fn damaged_notes(repository: &Repository) -> Result<Vec<(Key, Error)>> {
+    Ok(read_damaged(repository)?.1)
+}
+
+/// Forgets notes of damaged chunks all of whose packs are gone, and those that are damaged themselves; returns how many
+/// notes were deleted.
+///
+/// # Errors
+/// The store's.
 pub fn forget_damaged(repository: &Repository, pack_is_gone: &dyn Fn(&str) -> bool) -> Result<u64> {
     let mut forgotten = 0;
-    for (key, note) in read_all::<DamagedNote>(repository, "notes/damaged/")? {
+    let (notes, unreadable) = read_damaged(repository)?;
+    for (key, _) in unreadable {
+        repository.store().delete(&key)?;
+        forgotten += 1;
+    }
+    for (key, note) in notes {
         if note.chunks.iter().all(|chunk| pack_is_gone(&chunk.pack)) {
             repository.store().delete(&key)?;
             forgotten += 1;
@@ -144,6 +159,25 @@ fn put(repository: &Repository, folder: &str, note: &impl Serialize) -> Result<(
         Put::Exists => Err(Error::new(ErrorKind::Internal, "another object has the name of a new note")
             .at(store.label_of(&key))),
     }
+}
+
+/// The notes of damaged chunks, and those that cannot be read.
+type DamagedNotes = (Vec<(Key, DamagedNote)>, Vec<(Key, Error)>);
+
+fn read_damaged(repository: &Repository) -> Result<DamagedNotes> {
+    let store = repository.store();
+    let protection = Protection::Sealed(repository.keys());
+    let (mut notes, mut unreadable) = (Vec::new(), Vec::new());
+    for listed in store.list("notes/damaged/")? {
+        match envelope::get(store, &listed.key, Kind::Note, protection) {
+            // One that is gone again was forgotten since it was listed.
+            Ok(None) => {}
+            Ok(Some(note)) => notes.push((listed.key, note)),
+            Err(error) if error.kind() == ErrorKind::Corruption => unreadable.push((listed.key, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((notes, unreadable))
 }
 
 fn read_all<T: DeserializeOwned>(repository: &Repository, folder: &str) -> Result<Vec<(Key, T)>> {

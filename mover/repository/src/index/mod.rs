@@ -128,6 +128,10 @@ impl Index {
             }
             other => other?,
         };
+        for (_, error) in crate::notes::damaged_notes(repository)? {
+            let used = "the others; `mover verify` finds what it said anew";
+            troubles.tell("all notes of damaged chunks", used, &error);
+        }
         let damaged = match damaged(repository) {
             Err(error) if use_ == Use::Read && is_damage(&error) => {
                 troubles.tell("the notes of damaged chunks", "all places of chunks alike", &error);

@@ -17,6 +17,7 @@ use mover_model::{ChunkId, Error, ErrorKind, Name, Result};
 use mover_repository::format::envelope::{self, Protection};
 use mover_repository::format::segment::segment_key;
 use mover_repository::names::ObjectName;
+use mover_repository::notes;
 use mover_repository::read::{BadChunk, ChunkMap, ReadErrors, TreeSource};
 use mover_repository::store::Key;
 use mover_repository::verify::{Bad, Draw, Survey};
@@ -76,6 +77,9 @@ fn verify(
     let mut survey = Survey::new(repository, roots, control)?;
     survey.degradations().into_iter().for_each(|degradation| control.degrade(degradation));
     ticker.phase("packs");
+    for (key, error) in notes::damaged_notes(repository)? {
+        damage.objects.insert(repository.store().label_of(&key), text(&error));
+    }
     let (bad, bad_packs) = survey.check_packs(control)?;
     damage.chunks.extend(bad);
     let store = repository.store();
