@@ -153,7 +153,7 @@ fn several_disks_are_all_or_nothing() {
     assert!(!home.objects().iter().any(|key| key.starts_with("manifests/")), "{:?}", home.objects());
     let first = home.point("vm", &[("vda", &a), ("vdb", &b)]);
     fails(home.backup("vm", &[("vdb", &b), ("vda", &gone)]), 10, "unreachable", "gone");
-    assert_eq!(home.points("vm"), [first.clone()]);
+    assert_eq!(home.points("vm"), std::slice::from_ref(&first));
 
     let into = home.scratch.file("into");
     let outcome = home.run("restore").arguments(["vm", "--into"]).argument(&into).run();
@@ -338,7 +338,7 @@ fn unreadable_parts_are_recorded_and_the_point_is_not_latest() {
     faulty.faults().add(Fault::errno(libc::EIO).on_reads().range(bad..bad + 512));
     // Without being told so, the run ends and commits nothing.
     fails(home.backup("vm", &[("vda", &source)]), 1, "io", "disk.img");
-    assert_eq!(home.points("vm"), [whole.clone()]);
+    assert_eq!(home.points("vm"), std::slice::from_ref(&whole));
     let outcome = home.backup("vm", &[("vda", &source)]).arguments(["--on-read-error", "record"]).run();
     outcome.assert_code(3);
     let result = outcome.result();

@@ -1,4 +1,5 @@
 //! Mutated heads of qcow2 images. tools/fuzz has the same check under libFuzzer.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 #[path = "support/qcow2_check.rs"]
 mod qcow2_check;

@@ -1,4 +1,5 @@
 //! Backups of real files through the library: content comes back bit for bit, and no more is read and stored than said.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod backup_support;
 

@@ -1,4 +1,5 @@
 //! What a backup refuses, gives up, or finds done already: nothing is committed then, and nothing is left behind.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod backup_support;
 
@@ -96,7 +97,12 @@ fn a_base_that_cannot_be_built_on_means_reading_all() {
         third.degraded
     );
     assert_eq!(rig.points().len(), 3);
+    // It is not the newest any more: what was changed between the two is in no list.
+    assert!(refused(&rig, &changed, ErrorKind::Refused).contains("is newer"));
     // Under --strict it is an error, before anything is read.
+    let newest = rig.points().pop().unwrap().point;
+    notes::put_point(&rig.repository(), &name("vm1"), &newest, &note).unwrap();
+    changed.since = Some(format!("vm1@{newest}"));
     changed.strict = true;
     refused(&rig, &changed, ErrorKind::Downgrade);
     assert_eq!(first.sequence, 1);

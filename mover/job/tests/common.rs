@@ -1,4 +1,5 @@
 //! Common disks with real qcow2 images, links and ids: what a backup finds, and what a restore decides.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

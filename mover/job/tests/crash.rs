@@ -1,5 +1,6 @@
 //! The process dies, or the power goes, before and after every step of a backup, a prune and a gc: what was committed
 //! restores bit for bit, and gc then leaves nothing that nobody needs.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 #[allow(dead_code)]
 #[path = "../../repository/tests/support/cutting.rs"]

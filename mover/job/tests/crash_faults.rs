@@ -1,4 +1,5 @@
 //! A store that fails now and then: whatever works on it ends cleanly, with success or an error, and nothing is lost.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 #[path = "../../repository/tests/machine/mod.rs"]
 mod machine;

@@ -1,4 +1,5 @@
 //! Restores to files, standard places and over what is there: bit for bit, sparse, refused, compared, gone on with.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod restore_home;
 

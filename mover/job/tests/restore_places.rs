@@ -1,5 +1,7 @@
 //! Restores to block devices, and past disks that other machines have in common.
 
+#![allow(clippy::print_stderr)] // a skip and a seed are told
+
 mod restore_home;
 
 use std::path::{Path, PathBuf};

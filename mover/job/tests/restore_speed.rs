@@ -1,4 +1,5 @@
 //! How fast a restore is beside a copy of the same bytes. It measures, so it runs only when asked for, in release mode.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod restore_home;
 

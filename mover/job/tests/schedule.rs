@@ -1,5 +1,6 @@
 //! Backups, prunes, gcs, verifies and restores at random in several processes, some of which are killed, against a model of
 //! what must exist. Each process is this test's own executable; it writes what it does to a log that the model is read from.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 #[path = "../../repository/tests/machine/mod.rs"]
 mod machine;

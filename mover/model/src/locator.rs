@@ -58,7 +58,8 @@ impl Locator {
             if size.is_empty() {
                 return Ok(Locator::Null { size: None });
             }
-            let size = parse_size(size).map_err(|e| Error::usage(format!("null:{}: {e}", size.escape_debug())))?;
+            let size =
+                parse_size(size).map_err(|e| Error::usage(format!("null:{}: {e}", size.escape_debug())))?;
             return Ok(Locator::Null { size: Some(size) });
         }
         for scheme in RESERVED {

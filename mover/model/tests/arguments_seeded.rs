@@ -1,4 +1,5 @@
 //! Mutated arguments. tools/fuzz has the same check under libFuzzer.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 #[path = "support/arguments_check.rs"]
 mod arguments_check;

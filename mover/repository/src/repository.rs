@@ -21,7 +21,7 @@ pub struct Repository {
 }
 
 /// The time now, as documents carry it: RFC 3339, UTC, seconds.
-pub(crate) fn now() -> String {
+pub fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 

@@ -1,5 +1,6 @@
 //! Listing many machines with many restore points. `MOVER_LARGE=1` makes it 10,000 machines with 100 points each, a
 //! million small files in the place that `MOVER_TEST_DIR` or `TMPDIR` names.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod catalog_support;
 

@@ -1,4 +1,5 @@
 //! Index segments against a map as an oracle; damage of every bit; the memory of a large one.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod format_support;
 

@@ -269,7 +269,8 @@ fn flip(repository: &Repository, key: &Key, at: u64) {
 
 #[test]
 fn a_manifest_or_a_node_that_cannot_be_read_stops_gc_before_anything_goes() {
-    let damages: [(&str, fn(&Repository) -> Key); 3] = [
+    type Choose = fn(&Repository) -> Key;
+    let damages: [(&str, Choose); 3] = [
         ("manifest", |repository| repository.store().list("manifests/b/").unwrap()[0].key.clone()),
         ("node", |repository| {
             // The smaller packs are those of nodes.

@@ -1,4 +1,5 @@
 //! Making and opening repositories: which secret opens what, and what is said where none does.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod memory;
 
@@ -227,7 +228,7 @@ fn a_hostile_slot_gets_neither_memory_nor_time() {
 fn an_altered_config_opens_nothing() {
     let (store, _) = init(&key_file(1));
     let original = store.bytes("config");
-    let mut check = |change: &dyn Fn(&mut Value), secret: &Secret, kind| {
+    let check = |change: &dyn Fn(&mut Value), secret: &Secret, kind| {
         store.set("config", original.clone());
         altered(&store, "config", change);
         let refused = error(&store, secret);

@@ -1,5 +1,6 @@
 //! The checks of the fuzz targets on seeded input: a short round of what tools/fuzz does for longer.
 //! `MOVER_TEST_ROUNDS` multiplies the number of inputs, `MOVER_SEED` repeats a run.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod format_support;
 mod parsers;

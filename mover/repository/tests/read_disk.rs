@@ -1,4 +1,5 @@
 //! Disks read by the engine: every encoding, size and way, bit for bit; and what damage does.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod disks;
 mod support;

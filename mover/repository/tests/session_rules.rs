@@ -1,4 +1,5 @@
 //! Sessions: who lives, who is dead, who may run beside whom.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! What every store promises. One suite; only the constructors differ.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod support;
 

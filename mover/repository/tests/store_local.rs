@@ -1,4 +1,5 @@
 //! A folder as a store: what dies, what is cut, what is full, what does not belong there.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod support;
 

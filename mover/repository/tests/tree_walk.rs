@@ -1,4 +1,5 @@
 //! Trees read back: chunk by chunk, as leaves, as extents, and as the difference of two, against plain models.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 mod disks;
 

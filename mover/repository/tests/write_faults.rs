@@ -1,5 +1,6 @@
 //! What becomes of a backup when the store fails under it: one error with the store's own words, and nothing that a
 //! manifest could come to rely on.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // seeds, and what is skipped
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -124,7 +125,7 @@ fn noise(offset: u64, bytes: &mut [u8]) {
         value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         value ^= value >> 27;
         // Half of it shrinks.
-        let value = if offset / (1 << 20) % 2 == 0 { value } else { value & 0xff };
+        let value = if (offset / (1 << 20)).is_multiple_of(2) { value } else { value & 0xff };
         word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
     }
 }

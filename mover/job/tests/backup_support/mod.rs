@@ -1,5 +1,6 @@
 //! A folder with a repository and images, backups into it, and their content read back chunk by chunk.
 #![allow(dead_code)] // each test binary uses a part of it
+#![allow(clippy::print_stdout, reason = "captured, and shown when a test fails")]
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -75,11 +75,11 @@ impl Done {
     }
 
     pub fn warnings(&self) -> Vec<&str> {
-        let warning = |event| match event {
-            &Event::Warning { ref message } => Some(message.as_str()),
+        let warnings = self.events.iter().filter_map(|event| match event {
+            Event::Warning { message } => Some(message.as_str()),
             _ => None,
-        };
-        self.events.iter().filter_map(warning).collect()
+        });
+        warnings.collect()
     }
 
     pub fn message(&self) -> String {

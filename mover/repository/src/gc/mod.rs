@@ -172,7 +172,8 @@ impl Gc<'_> {
                     }
                 }
                 // What is missing may be in a pack that does not tell what it has.
-                if let Some((name, error)) = rebuilt.filter(|_| lacks).and_then(|rebuilt| rebuilt.unreadable) {
+                if let Some((name, error)) = rebuilt.filter(|_| lacks).and_then(|rebuilt| rebuilt.unreadable)
+                {
                     let message = format!(
                         "chunks that restore points need are in no index segment, and a pack does not tell what it has, so \
                          nothing is deleted: {}",
@@ -335,10 +336,11 @@ impl Gc<'_> {
         let missing = marks.missing.len();
         marks.walk(&mut roots, self.control)?;
         if marks.missing.len() > missing {
-            let message = "chunks that restore points made meanwhile need are in no index segment: nothing is deleted";
-            return Err(Error::new(ErrorKind::Corruption, message)
-                .at(self.repository.store().label())
-                .hint("run `mover gc` again: it looks for them in the packs; `mover verify` tells what it touches"));
+            let message =
+                "chunks that restore points made meanwhile need are in no index segment: nothing is deleted";
+            return Err(Error::new(ErrorKind::Corruption, message).at(self.repository.store().label()).hint(
+                "run `mover gc` again: it looks for them in the packs; `mover verify` tells what it touches",
+            ));
         }
         self.count(marks, result);
         let ripe = pending.iter().filter(|pending| pending.is_ripe());

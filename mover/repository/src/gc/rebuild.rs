@@ -147,6 +147,6 @@ impl Batch {
 mod tests {
     #[test]
     fn a_segment_of_a_rebuild_holds_the_entries_of_any_pack() {
-        assert!(super::ENTRIES >= crate::format::pack::PACK_ENTRIES_MAX as usize);
+        const { assert!(super::ENTRIES >= crate::format::pack::PACK_ENTRIES_MAX) };
     }
 }

@@ -147,11 +147,7 @@ impl Survey {
                 }
                 Err(error) => return Err(error),
             };
-            let expected = self
-                .marks
-                .packs
-                .find(name)
-                .map_or(0, |pack| pack.living.load(Ordering::Relaxed));
+            let expected = self.marks.packs.find(name).map_or(0, |pack| pack.living.load(Ordering::Relaxed));
             let mut living = 0;
             let mut whole = 0;
             for entry in &index.entries {

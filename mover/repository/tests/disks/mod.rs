@@ -1,5 +1,6 @@
 //! Repositories with disks in them, made by plain writes, and the engine's way to read a disk into memory.
 #![allow(dead_code)] // several test crates use it, each in part
+#![allow(clippy::print_stderr, reason = "captured, and shown when a test fails")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,6 @@
 //! A store in memory whose puts can fail before or after they happen, and a seeded source of numbers.
 #![allow(dead_code)] // Each test takes what it needs.
+#![allow(clippy::print_stdout, reason = "captured, and shown when a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -19,9 +20,12 @@ pub enum Fault {
     Repeated,
 }
 
+/// An object's bytes, and when it was put.
+type Stored = (Arc<[u8]>, SystemTime);
+
 #[derive(Default)]
 pub struct MemoryStore {
-    objects: Mutex<BTreeMap<String, (Arc<[u8]>, SystemTime)>>,
+    objects: Mutex<BTreeMap<String, Stored>>,
     faults: Mutex<VecDeque<Fault>>,
     puts: Mutex<usize>,
 }

@@ -66,7 +66,7 @@ fn change(value: &mut Value, number: &mut usize, source: &mut Source<'_>) {
                     break;
                 }
             }
-            if *number == usize::MAX && source.byte() % 8 == 0 {
+            if *number == usize::MAX && source.byte().is_multiple_of(8) {
                 all.extend(all.clone());
             }
         }
@@ -80,7 +80,7 @@ fn change(value: &mut Value, number: &mut usize, source: &mut Source<'_>) {
                 }
             }
             if let Some(key) = changed
-                && source.byte() % 8 == 0
+                && source.byte().is_multiple_of(8)
             {
                 all.remove(&key);
             }
@@ -110,7 +110,7 @@ fn manifest(repository: &Repository) -> Value {
 /// A document in place of a good one, and what reads it.
 pub fn documents(input: &[u8]) -> bool {
     let mut source = Source(input);
-    let (which, raw) = (source.byte() % 8, source.byte() % 8 == 0);
+    let (which, raw) = (source.byte() % 8, source.byte().is_multiple_of(8));
     let store = Arc::new(MemoryStore::default());
     let encrypted = which == 1 || source.byte() % 4 == 0;
     let secret = if encrypted { Secret::KeyFile(vec![5; 32]) } else { Secret::None };

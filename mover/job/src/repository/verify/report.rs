@@ -10,6 +10,7 @@ use mover_repository::format::pack::pack_key;
 use mover_repository::index::Index;
 use mover_repository::notes::{self, DamagedChunk, PointNote};
 use mover_repository::read::Chunks;
+use mover_repository::repository::now;
 use mover_repository::tree::Nodes;
 use mover_repository::verify::{Bad, Survey, touched};
 use mover_repository::{Repository, manifests};
@@ -203,10 +204,4 @@ fn forget_what_went(
         damage.objects.remove(&store.label_of(&pack_key(pack)));
     }
     Ok(())
-}
-
-/// Now, to the second.
-fn now() -> String {
-    let now = jiff::Timestamp::now();
-    jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
 }
