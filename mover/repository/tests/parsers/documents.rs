@@ -112,7 +112,7 @@ pub fn documents(input: &[u8]) -> bool {
     let mut source = Source(input);
     let (which, raw) = (source.byte() % 8, source.byte().is_multiple_of(8));
     let store = Arc::new(MemoryStore::default());
-    let encrypted = which == 1 || source.byte() % 4 == 0;
+    let encrypted = which == 1 || source.byte().is_multiple_of(4);
     let secret = if encrypted { Secret::KeyFile(vec![5; 32]) } else { Secret::None };
     let options = InitOptions { id_key: Some([7; 32]), ..InitOptions::default() };
     let repository = Arc::new(Repository::init(store.clone(), &options, &secret).unwrap());
@@ -174,7 +174,7 @@ pub fn documents(input: &[u8]) -> bool {
         }
         serde_json::to_writer(&mut body, &document).unwrap();
     }
-    body.extend_from_slice(if raw || source.byte() % 16 == 0 { source.0 } else { b"" });
+    body.extend_from_slice(if raw || source.byte().is_multiple_of(16) { source.0 } else { b"" });
     store.replace(&key, encode(&key, kind, protection, [1; 16], &body).unwrap());
 
     let mut accepted = true;

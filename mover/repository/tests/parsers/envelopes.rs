@@ -46,7 +46,7 @@ pub fn envelope(input: &[u8]) -> bool {
     }
 
     // The same with a MAC that fits, cut or longer, or with a frame of the input's own.
-    if changes.byte() % 4 == 0 {
+    if changes.byte().is_multiple_of(4) {
         let frame = source.some(4096);
         bytes.truncate(HEADER_BYTES);
         bytes.extend_from_slice(frame);

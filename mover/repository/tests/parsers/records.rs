@@ -32,7 +32,7 @@ pub fn node(input: &[u8]) -> bool {
     assert_eq!(Node::decode(&bytes, node.level).unwrap(), node);
     let all = bytes.len();
     source.damage(&mut bytes, 0..all);
-    if source.byte() % 8 == 0 {
+    if source.byte().is_multiple_of(8) {
         bytes.truncate(source.below(all));
     }
     match Node::decode(&bytes, level) {
@@ -59,7 +59,7 @@ pub fn root(input: &[u8]) -> bool {
         assert_eq!(Root::decode(&bytes).unwrap(), root);
     }
     source.damage(&mut bytes, 0..ROOT_BYTES);
-    let bytes = if source.byte() % 8 == 0 { source.0 } else { &bytes[..] };
+    let bytes = if source.byte().is_multiple_of(8) { source.0 } else { &bytes[..] };
     match Root::decode(bytes) {
         Ok(root) => {
             assert_eq!(root.encode(), bytes, "two encodings of one root");

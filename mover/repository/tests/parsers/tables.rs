@@ -90,10 +90,10 @@ pub fn pack(input: &[u8]) -> bool {
 
     // And with MACs that fit. Fields before the features are compared first, so they are seldom changed.
     let mut bytes = whole;
-    let head = if source.byte() % 8 == 0 { 0 } else { 16 };
+    let head = if source.byte().is_multiple_of(8) { 0 } else { 16 };
     source.damage(&mut bytes, index_at..footer_at);
     source.damage(&mut bytes, footer_at + 72..footer_at + 96);
-    if source.byte() % 4 == 0 {
+    if source.byte().is_multiple_of(4) {
         source.damage(&mut bytes, head..PAGE - 32);
         source.damage(&mut bytes, footer_at + head..footer_at + PAGE - 32);
     }
@@ -155,11 +155,11 @@ pub fn segment(input: &[u8]) -> bool {
     }
 
     let mut bytes = whole;
-    let head = if source.byte() % 8 == 0 { 0 } else { 16 };
+    let head = if source.byte().is_multiple_of(8) { 0 } else { 16 };
     source.damage(&mut bytes, pages_at..tables_at);
     source.damage(&mut bytes, tables_at..footer_at);
     source.damage(&mut bytes, footer_at + 72..footer_at + 144);
-    if source.byte() % 4 == 0 {
+    if source.byte().is_multiple_of(4) {
         source.damage(&mut bytes, head..PAGE - 32);
         source.damage(&mut bytes, footer_at + head..footer_at + PAGE - 32);
     }
