@@ -5,7 +5,7 @@
 //!
 //! A list is read in one pass and never held as JSON: an entry becomes 16 bytes of an [`ExtentList`] or nothing.
 //! Text that would make the JSON reader itself grow (deep nesting, endless strings) is stopped before it by
-//! [`Guard`], so memory is bounded by the number of extents alone.
+//! `Guard`, so memory is bounded by the number of extents alone.
 
 mod entry;
 mod guard;

@@ -2,8 +2,8 @@
 //!
 //! Where to look first:
 //! - [`store`] is all that is asked of a place to keep objects: put-if-absent, get, range, list, delete;
-//! - [`format`] holds the layouts of all objects; docs/formats/repository.md tells why a cut at any byte is safe;
-//! - [`write`] turns a disk's chunks into packs, on the engine's workers; [`read`] turns packs into disks;
+//! - [`mod@format`] holds the layouts of all objects; docs/formats/repository.md tells why a cut at any byte is safe;
+//! - [`mod@write`] turns a disk's chunks into packs, on the engine's workers; [`read`] turns packs into disks;
 //! - [`tree`] names a disk's content by one root; [`index`] finds chunks;
 //! - [`session`] and [`gc`] keep what runs beside each other from losing anything;
 //! - [`catalog`] is a cache of the manifests that makes listing fast.

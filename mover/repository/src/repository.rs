@@ -25,6 +25,11 @@ pub fn now() -> String {
     Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The same to the microsecond, for notes of which the last one counts: two may be of the same second.
+pub fn precisely_now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+}
+
 impl Repository {
     /// Makes a repository in an empty store. `secret` other than `None` makes it an encrypted one, with a first key
     /// slot for that secret. `config` is put last: a process that is killed before leaves a key slot that opens nothing,

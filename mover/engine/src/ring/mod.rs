@@ -126,7 +126,7 @@ impl Ring {
         }
     }
 
-    /// Adds a place for a file that comes later: see [`Ring::set_file`].
+    /// Adds a place for a file that comes later: see `Ring::set_file`.
     pub fn reserve_file(&mut self) -> FileId {
         let entry = FileEntry { fd: NO_FILE, polled: false };
         match self {

@@ -1,7 +1,7 @@
 //! `mover tune`: finds the block size, queue depth and number of workers that are fastest on a path.
 //!
 //! It reads in order, as `copy` does, going on where the measurement before ended; or, when told to, writes
-//! into a file that it makes itself. [`search`] decides what is measured.
+//! into a file that it makes itself. `search` decides what is measured.
 
 pub mod search;
 

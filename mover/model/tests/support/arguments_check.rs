@@ -74,10 +74,10 @@ pub fn check(input: &[u8]) -> bool {
         assert!(name.as_str() == text && !text.starts_with(['.', '-']) && !text.contains('/'));
     }
     if let Ok(id) = text.parse::<ChunkId>() {
-        assert_eq!(id.to_string(), text);
+        assert_eq!(id.to_string(), text.to_ascii_lowercase());
     }
     if let Ok(digest) = text.parse::<Digest>() {
-        assert_eq!(digest.to_string(), text);
+        assert_eq!(digest.to_string(), text.to_ascii_lowercase());
     }
     extents(input);
     found

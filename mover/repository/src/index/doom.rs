@@ -90,7 +90,12 @@ pub fn put(repository: &Repository, list: &DoomList) -> Result<()> {
 /// `Corruption`, `Unsupported`, the store's.
 pub fn get(repository: &Repository, id: ObjectName) -> Result<Option<DoomList>> {
     let (key, protection) = (key(id), Protection::Sealed(repository.keys()));
-    let Some(list) = envelope::get::<DoomList>(repository.store(), &key, Kind::Doom, protection)? else {
+    let read = envelope::get::<DoomList>(repository.store(), &key, Kind::Doom, protection);
+    let Some(list) = read.map_err(|error| match error.kind() {
+        ErrorKind::Corruption => error.hint("run `mover gc`, which clears a damaged doom list away"),
+        _ => error,
+    })?
+    else {
         return Ok(None);
     };
     if list.id != id.to_string() {

@@ -2,7 +2,7 @@
 //! repository. A slot is immutable: a secret is changed by adding a slot and removing the old one.
 //!
 //! A slot says which work turns its secret into a key. That is read before anything is authentic, so it is bounded:
-//! a slot cannot ask for more memory or time than [`Kdf::check`] allows.
+//! a slot cannot ask for more memory or time than `Kdf::check` allows.
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};

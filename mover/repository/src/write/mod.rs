@@ -1,6 +1,6 @@
 //! From content to packs. [`Writer`] is one backup's (or gc's) way into the repository; its [`ChunkSink`]s are what the
 //! engine writes a disk to: each worker hashes, looks up, compresses and fills a pack of its own through its own ring,
-//! while its other requests are in flight. [`pack_builder`] knows the layout, for rings and plain writes alike.
+//! while its other requests are in flight. `pack_builder` knows the layout, for rings and plain writes alike.
 //!
 //! Order, which makes every cut safe: records and tail of a pack are written → the pack is made durable and named → its
 //! chunks go into a segment → nodes the same way → then, and only then, the manifest.

@@ -10,7 +10,7 @@ use mover_repository::format::pack::pack_key;
 use mover_repository::index::Index;
 use mover_repository::notes::{self, DamagedChunk, PointNote};
 use mover_repository::read::Chunks;
-use mover_repository::repository::now;
+use mover_repository::repository::precisely_now;
 use mover_repository::tree::Nodes;
 use mover_repository::verify::{Bad, Survey, touched};
 use mover_repository::{Repository, manifests};
@@ -56,7 +56,7 @@ pub(super) fn report(
             let extents = touched.iter().flat_map(|(disk, ranges)| {
                 ranges.iter().map(|&(start, length)| (disk.clone(), start, length))
             });
-            let note = PointNote::Damaged { time: now(), extents: extents.collect() };
+            let note = PointNote::Damaged { time: precisely_now(), extents: extents.collect() };
             unless_forbidden(notes::put_point(repository, vm, point, &note))?;
             hurt.insert((vm.clone(), point.clone()));
             found.touched.extend(touched.into_iter().map(|(disk, extents)| TouchedDisk {
@@ -71,7 +71,7 @@ pub(super) fn report(
     // Of damage that is healed elsewhere nothing is lost, and nobody need act: later backups rely on the whole place.
     if damage.complete && found.damaged_objects.is_empty() {
         for point in scope.iter().filter(|point| !hurt.contains(&(point.vm.clone(), point.point.clone()))) {
-            let note = PointNote::Verified { time: now() };
+            let note = PointNote::Verified { time: precisely_now() };
             unless_forbidden(notes::put_point(repository, &point.vm, &point.point, &note))?;
         }
     }
@@ -114,6 +114,7 @@ fn note_places(repository: &Repository, mut places: Vec<DamagedChunk>) -> Result
 /// Where nothing may be put, verify still says what it found. That it has no session either was told as a downgrade.
 fn unless_forbidden(put: Result<()>) -> Result<()> {
     match put {
+        Err(error) if error.kind() == ErrorKind::Full => Ok(()),
         Err(error) if matches!(error.errno(), Some(libc::EROFS | libc::EACCES | libc::EPERM)) => Ok(()),
         put => put,
     }
