@@ -217,14 +217,21 @@ fn a_checkpoint_of_show_is_what_since_takes() {
     let list =
         r#"{"format":"mover-extents","version":1,"extents":[{"start":0,"length":4096,"kind":"data"}]}"#;
     std::fs::write(place.path("changes.json"), list).unwrap();
-    let shown = place.document("show web01 --json");
-    let token = shown["disks"][0]["checkpoint"].as_str().unwrap().to_owned();
-    let point = shown["id"].as_str().unwrap().to_owned();
-    assert_eq!(token, format!("web01@{point}"));
     let backup =
         |since: &str| format!("backup web01 --disk vda=vm.raw --extents changes.json --since {since}");
-    for since in [token.as_str(), &format!("web01@{point}"), "web01@latest"] {
-        let result = place.document(&format!("{} --json", backup(since)));
+    let newest = || {
+        let shown = place.document("show web01 --json");
+        let token = shown["disks"][0]["checkpoint"].as_str().unwrap().to_owned();
+        let point = shown["id"].as_str().unwrap().to_owned();
+        assert_eq!(token, format!("web01@{point}"));
+        (token, point)
+    };
+    let (token, point) = newest();
+    for since in [0, 1, 2] {
+        // A list counts from the newest point.
+        let (token, point) = newest();
+        let since = [token, format!("web01@{point}"), "web01@latest".to_owned()][since].clone();
+        let result = place.document(&format!("{} --json", backup(&since)));
         let disk = &result["point"]["disks"][0];
         assert_eq!(
             (&disk["method"], &disk["read_bytes"]),
@@ -234,6 +241,8 @@ fn a_checkpoint_of_show_is_what_since_takes() {
         let made = place.document("show web01 --json");
         assert!(made["disks"][0]["base"].is_string(), "{made}");
     }
+    let said = place.fails(5, &backup(&token));
+    assert!(said.contains("is newer"), "{said}");
     // Another machine's, one that there is not, none at all.
     let said = place.fails(5, &backup("db@latest"));
     assert!(said.contains("`db`") && said.contains("`web01`"), "{said}");

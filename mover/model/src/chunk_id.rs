@@ -41,7 +41,7 @@ impl fmt::Debug for ChunkId {
 
 /// Text that is not 64 hex digits.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("a chunk's name is 64 hex digits")]
+#[error("a chunk's name is 64 lower-case hex digits")]
 pub struct ChunkIdParseError;
 
 impl FromStr for ChunkId {
@@ -49,7 +49,12 @@ impl FromStr for ChunkId {
 
     fn from_str(text: &str) -> Result<Self, ChunkIdParseError> {
         let text = text.as_bytes();
-        let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+        // One name for each id: lower case only.
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
         let mut id = [0; 32];
         if text.len() != 64 {
             return Err(ChunkIdParseError);
@@ -84,7 +89,7 @@ mod tests {
         let id = ChunkId(std::array::from_fn(|i| i as u8 * 7));
         assert_eq!(id.to_string().parse(), Ok(id));
         assert!(ChunkId::HOLE.is_hole() && !id.is_hole());
-        for bad in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+        for bad in ["", "00", &"g".repeat(64), &"A".repeat(64), &"é".repeat(32)] {
             assert_eq!(bad.parse::<ChunkId>(), Err(ChunkIdParseError), "{bad}");
         }
     }

@@ -168,10 +168,11 @@ fn foreign_renamed_newer_and_mixed_packs_are_told_apart() {
     let error = read_index(&Keys::plain([8; 32]), REPOSITORY, HEADER.name, &object, "x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
 
-    let mut newer = bytes.clone();
-    newer[8] = 2;
-    let error = read(&keys, newer).unwrap_err();
-    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("version 2"), "{error}");
+    // A flipped bit in the version is damage, not a newer version: that one would be authentic.
+    let mut flipped = bytes.clone();
+    flipped[8] = 2;
+    let error = read(&keys, flipped).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
 
     // Header of one pack, tail of another of the same name: a name is never used twice, so somebody mixed them.
     let other = PackHeader { seed: [5; 32], ..HEADER };
